@@ -1,0 +1,52 @@
+"""Files that are whole or absent: atomic writes, JSON that is checked, no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import HemstitchError
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file beside `path`, then sync it and put it in place. On failure nothing is left behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(aside)
+        sync(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda aside: _write(aside, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_json(text: str, what: str) -> dict[str, Any]:
+    """A JSON object, or an error that says what was expected to be one."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise HemstitchError(f"{what} is JSON, and this is not: {error}") from None
+    if not isinstance(data, dict):
+        raise HemstitchError(f"{what} is a JSON object, not {type(data).__name__}")
+    return data

@@ -1,0 +1,25 @@
+"""Networks: name to builder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .config import NetConfig, preset
+from .dit import DiT
+from .switch_dit import SwitchDiT
+
+MODELS: dict[str, Callable[[NetConfig], DiT]] = {
+    "dit": DiT,
+    "dtr": DiT,
+    "switch_dit": SwitchDiT,
+}
+
+
+def build(config: NetConfig | str) -> DiT:
+    """A freshly initialised network, of a config or a preset name such as "switch_dit_s2"."""
+    if isinstance(config, str):
+        config = preset(config)
+    return MODELS[config.family](config)
+
+
+__all__ = ["MODELS", "DiT", "NetConfig", "SwitchDiT", "build", "preset"]

@@ -1,0 +1,37 @@
+"""DTR: denoising task routing by channel masks (Park et al., ICLR 2024). The mask baseline of Switch-DiT.
+
+Shape suffixes: B batch, L tokens, D width, T train timesteps, U units.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .config import NetConfig
+
+
+def sliding_window(timesteps: int, units: int, alpha: float, beta: float) -> Tensor:
+    """(T, U) of 0 and 1: a window of ⌊U·beta⌋ ones that slides over the units as t^alpha (DTR, eq. 5)."""
+    window = int(round(units * beta, 9))
+    task_T = torch.linspace(0, 1, timesteps, dtype=torch.float64)
+    start_T = (task_T**alpha * (units - window)).round().long()
+    unit_U = torch.arange(units)
+    inside = (unit_U >= start_T[:, None]) & (unit_U < start_T[:, None] + window)
+    return inside.float()
+
+
+class ChannelMask(nn.Module):
+    """routed = z ∘ mask(t): the block sees the task's channels, the others pass by."""
+
+    def __init__(self, config: NetConfig) -> None:
+        super().__init__()
+        mask_TD = sliding_window(config.timesteps, config.width, config.mask_alpha, config.mask_beta)
+        self.register_buffer("mask", mask_TD, persistent=False)
+
+    def forward(self, z_BLD: Tensor, e_BD: Tensor, t_B: Tensor) -> Tensor:
+        mask_TD = cast(Tensor, self.mask)
+        index_B = t_B.round().long().clamp(0, len(mask_TD) - 1)
+        return z_BLD * mask_TD[index_B].to(z_BLD.dtype).unsqueeze(1)
