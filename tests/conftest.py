@@ -26,7 +26,16 @@ def golden_nets(golden):
     for name, family in FAMILY.items():
         width, depth = (16, 2) if name == "small" else (32, 3)
         net = build(
-            NetConfig(family=family, input_size=8, channels=4, patch=2, width=width, depth=depth, heads=2, num_classes=10)
+            NetConfig(
+                family=family,
+                input_size=8,
+                channels=4,
+                patch=2,
+                width=width,
+                depth=depth,
+                heads=2,
+                num_classes=10,
+            )
         )
         weights = {k.removeprefix(f"{name}/"): v for k, v in golden.items() if k.startswith(f"{name}/")}
         net.load_state_dict(weights)

@@ -28,7 +28,7 @@ class Prediction:
     variance: (B, C, H, W) or None: where the log-variance of a DDPM step lies between its bounds, 0 = beta-tilde,
         1 = beta (Nichol & Dhariwal 2021, eq. 15). It is kept as this fraction because the bounds belong to the
         sampler's step, not to the network.
-    member: (B,) int64 on the host, which member of a stitch spoke, or None. Multistep samplers restart where it changes.
+    member: (B,) int64 on the host, which member of a stitch spoke, or None. Multistep samplers restart at a change.
     """
 
     x0: Tensor
@@ -65,9 +65,7 @@ class Denoiser(ABC):
     spec: Spec
 
     @abstractmethod
-    def __call__(
-        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, member: Tensor | None = None
-    ) -> Prediction:
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, member: Tensor | None = None) -> Prediction:
         """Predict x_0 and eps for each row.
 
         x: (B, C, H, W) noisy samples of `process`. t: (B,) times, host or device. cond: (B,) int64 labels or None.
@@ -100,9 +98,7 @@ class NetDenoiser(Denoiser):
         self.process = process
         self.spec = spec
 
-    def __call__(
-        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, member: Tensor | None = None
-    ) -> Prediction:
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, member: Tensor | None = None) -> Prediction:
         time_B = self.process.network_time(t)
         if shared(time_B):  # one row of time for the whole batch: the network computes what hangs on t once
             time_B = time_B[:1].to(x.device, non_blocking=True).expand(len(x))
@@ -113,9 +109,9 @@ class NetDenoiser(Denoiser):
         x0, eps = self.process.x0_eps(output[:, :C], x, t)
         return Prediction(x0, eps, variance)
 
-    def to(self, *args: torch.device | str | torch.dtype) -> NetDenoiser:
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> NetDenoiser:
         """Move the network; samples are expected where it is."""
-        self.net.to(*args)
+        self.net.to(device=device, dtype=dtype)
         return self
 
     @property
@@ -178,9 +174,7 @@ class Guided(Denoiser):
         inside_B = (log_snr_B >= self.interval[0]) & (log_snr_B <= self.interval[1])
         return torch.where(inside_B, scale_B, torch.ones_like(scale_B))
 
-    def __call__(
-        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, member: Tensor | None = None
-    ) -> Prediction:
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, member: Tensor | None = None) -> Prediction:
         if cond is None:
             raise HemstitchError("guidance needs labels: pass cond (labels=), or use guidance=1")
         scale_B = self.scales(t)
@@ -220,4 +214,3 @@ class Guided(Denoiser):
         index = again(torch.arange(B)).to(labelled.device, non_blocking=True)
         everything[index] = guided
         return everything
-

@@ -185,8 +185,8 @@ def per_row(coefficient_B: Tensor, like: Tensor) -> Tensor:
 class Posterior:
     """q(x_s | x_t, x_0) for s less noisy than t, per row and in float64 (Ho et al. 2020, eq. 7, for any alpha, sigma).
 
-    mean = of_x · x_t + of_x0 · x_0. Its own log-variance is `log_small` (beta-tilde); `log_large` is that of the forward
-    step (beta). Both are -inf where s is clean or equal to t.
+    mean = of_x · x_t + of_x0 · x_0. Its own log-variance is `log_small` (beta-tilde); `log_large` is that of the
+    forward step (beta). Both are -inf where s is clean or equal to t.
     """
 
     of_x: Tensor

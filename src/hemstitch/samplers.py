@@ -284,12 +284,8 @@ class DPMpp2M:
         # D = x_0 + h / (2 h_last) (x_0 - x_0 of the last step): eq. 16, r = h_last / h
         slope = torch.where(ready, toward * h / (2 * h_last), 0.0)
         remembered = state.memory[0] if state.memory else prediction.x0
-        x = state.combine(
-            (sigma_next / sigma, state.x), (toward + slope, prediction.x0), (-slope, remembered)
-        )
-        return replace(
-            state, x=x, step=state.step + 1, memory=(prediction.x0,), member=prediction.member
-        )
+        x = state.combine((sigma_next / sigma, state.x), (toward + slope, prediction.x0), (-slope, remembered))
+        return replace(state, x=x, step=state.step + 1, memory=(prediction.x0,), member=prediction.member)
 
 
 @dataclass(frozen=True)

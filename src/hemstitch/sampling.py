@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from .seeds import Seed
 from .stitch.stitched import Stitched
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """What a sampling loop shows after each solver step.
 
     index: 0 .. K-1. t: the time it started from. member: who spoke (None for a single model). x: (B, C, H, W), the
@@ -42,27 +43,33 @@ class Job:
     labels: Tensor | None
 
 
-class Options(TypedDict, total=False):
-    """What `sample` and `generate` take beside the model and the labels.
+class Look(TypedDict, total=False):
+    """How to sample, whatever the samples.
 
-    num: how many samples, for an unconditional model. steps: solver steps (a plan's own, else 50).
-    sampler: a name of `SAMPLERS` or a sampler. eta: of DDIM.
+    steps: solver steps (a plan's own, else 50). sampler: a name of `SAMPLERS` or a sampler. eta: of DDIM.
     guidance: classifier-free scale, one number or one per sample; guidance_channels and guidance_interval (log-SNR) as
-        in `Guided`.
-    seeds: one per sample, an integer or (seed, index); by default (0, 0), (0, 1), …
-    noise: x_T, (B, C, H, W), instead of the seeds' own. grid: a name of `GRIDS` or the times themselves.
+        in `Guided`. grid: a name of `GRIDS` or the times themselves.
     """
 
-    num: int | None
     steps: int | None
     sampler: str | Sampler
     guidance: float | Sequence[float] | Tensor
     guidance_channels: int | None
     guidance_interval: tuple[float, float] | None
-    seeds: Sequence[Seed] | Tensor | None
-    noise: Tensor | None
     grid: str | Sequence[float] | Tensor
     eta: float
+
+
+class Options(Look, total=False):
+    """What `sample` and `generate` take beside the model and the labels: a `Look`, and which samples.
+
+    num: how many samples, for an unconditional model. seeds: one per sample, an integer or (seed, index); by default
+    (0, 0), (0, 1), … noise: x_T, (B, C, H, W), instead of the seeds' own.
+    """
+
+    num: int | None
+    seeds: Sequence[Seed] | Tensor | None
+    noise: Tensor | None
 
 
 def prepare(
@@ -114,21 +121,26 @@ def check_labels(labels: Sequence[int] | Tensor | None, num_classes: int, batch:
     """(B,) int64 labels, or None for an unconditional model."""
     if labels is None:
         if num_classes:
-            raise HemstitchError(f"this model has {num_classes} classes: pass labels=, one of 0..{num_classes - 1} each")
+            raise HemstitchError(
+                f"this model has {num_classes} classes: pass labels=, one of 0..{num_classes - 1} each"
+            )
         return None
     if not num_classes:
         raise HemstitchError("this model is unconditional: pass num= instead of labels=")
     label_B = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
     if len(label_B) != batch:
         raise HemstitchError(f"{len(label_B)} labels for {batch} seeds: give one label per sample")
-    if batch and not (0 <= int(label_B.min()) and int(label_B.max()) < num_classes):
+    if batch and not (int(label_B.min()) >= 0 and int(label_B.max()) < num_classes):
         wrong = sorted({int(v) for v in label_B if not 0 <= v < num_classes})
         raise HemstitchError(f"labels lie in 0..{num_classes - 1}; got {', '.join(map(str, wrong[:5]))}")
     return label_B
 
 
 def _batch_size(
-    labels: Sequence[int] | Tensor | None, num: int | None, seeds: Sequence[Seed] | Tensor | None, noise: Tensor | None
+    labels: Sequence[int] | Tensor | None,
+    num: int | None,
+    seeds: Sequence[Seed] | Tensor | None,
+    noise: Tensor | None,
 ) -> int:
     sizes = {
         name: size
@@ -151,9 +163,7 @@ def _batch_size(
     return size
 
 
-def sample(
-    model: Denoiser, labels: Sequence[int] | Tensor | None = None, **options: Unpack[Options]
-) -> Iterator[Step]:
+def sample(model: Denoiser, labels: Sequence[int] | Tensor | None = None, **options: Unpack[Options]) -> Iterator[Step]:
     """Sample, yielding every solver step, so that a caller can preview, count or stop. Arguments are checked at once.
 
     labels: one class per sample, or None with `num` for an unconditional model. The other arguments are `Options`.
@@ -169,7 +179,7 @@ def run(job: Job) -> Iterator[Step]:
     for index in range(int(state.levels.count[0])):
         t = float(state.t[0])
         while int(state.step[0]) == index:
-            with torch.inference_mode():
+            with torch.no_grad():
                 at = state.t
                 route = job.denoiser.route(state.step, at)
                 prediction = job.denoiser(state.x, at, job.labels, member=route)
@@ -178,9 +188,7 @@ def run(job: Job) -> Iterator[Step]:
         yield Step(index, t, member, state.x, prediction.x0)
 
 
-def generate(
-    model: Denoiser, labels: Sequence[int] | Tensor | None = None, **options: Unpack[Options]
-) -> Tensor:
+def generate(model: Denoiser, labels: Sequence[int] | Tensor | None = None, **options: Unpack[Options]) -> Tensor:
     """The (B, C, H, W) samples at the end of `sample`, float32, in the scale that the model was trained on."""
     for step in sample(model, labels, **options):
         last = step

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -94,7 +93,7 @@ def normal(
 def integers(key_B2: Tensor, stream: int, high: int, device: torch.device | str = "cpu") -> Tensor:
     """(B,) int64 uniform on 0..high-1 (high up to 2³¹), exact on every device."""
     word = _words(key_B2, torch.as_tensor(stream), 1, torch.device(device))[0]
-    return cast(Tensor, (word[:, 0] * high) >> 32)
+    return (word[:, 0] * high) >> 32
 
 
 def uniform(key_B2: Tensor, stream: int, device: torch.device | str = "cpu") -> Tensor:

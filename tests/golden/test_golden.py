@@ -13,6 +13,7 @@ from hemstitch.process import Process
 from hemstitch.samplers import Levels, init, sampler_of
 from hemstitch.stitch.plan import Plan
 from hemstitch.stitch.stitched import Stitched
+from hemstitch.train.objective import Objective
 
 NETS = ["dit", "small", "dtr", "switch"]
 ROWS = [0, 1, 100, 250, 500, 750, 900, 999]
@@ -112,3 +113,20 @@ def test_stitched_three(golden, golden_denoisers, assert_close):
     model = Stitched({name: Guided(golden_denoisers[name], 1.5, channels[name]) for name in fractions}, plan)
     samples = sampling.generate(model, golden["yz"], noise=golden["z"], steps=10)
     assert_close(samples, golden["stitch3.ddim10.0.3_0.4_0.3"])
+
+
+@torch.no_grad()
+def test_hybrid_loss(golden, golden_nets, assert_close):
+    losses = Objective(golden_nets["dit"], PROCESS)(golden["x"], golden["tt"], golden["eps"], golden["y"])
+    assert_close(losses.mse, golden["loss.mse"])
+    assert_close(losses.vb, golden["loss.vb"])
+    assert_close(losses.noise, golden["loss.loss"])
+
+
+@pytest.mark.parametrize(("weighting", "name"), [("constant", "constant"), ("min_snr", "min_snr_5")])
+@torch.no_grad()
+def test_switch_loss(golden, golden_nets, assert_close, weighting, name):
+    objective = Objective(golden_nets["switch"], PROCESS, weighting)
+    losses = objective(golden["x"], golden["tt"], golden["eps"], golden["y"])
+    assert_close(losses.mse, golden[f"switchloss.{name}.mse"])
+    assert_close(losses.noise, golden[f"switchloss.{name}.loss"])

@@ -1,5 +1,6 @@
 """Oracle: on a Gaussian mixture, whose best denoiser is known, every sampler converges at its declared order."""
 
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import hemstitch.sampling as sampling
 from hemstitch.data.mixture import Mixture, MixtureDenoiser
 from hemstitch.process import Process
-from hemstitch.samplers import SAMPLERS, DDIM, DPMpp2M, Heun
+from hemstitch.samplers import DDIM, SAMPLERS, DPMpp2M, Heun
 from hemstitch.stitch.plan import Plan
 from hemstitch.stitch.stitched import Stitched
 
@@ -30,7 +31,7 @@ def solve(model, sampler, intervals, process):
 def measured_order(make_model, sampler, process, counts=(64, 128, 256)):
     """log2 of how much successive halvings of the step change the result (Richardson)."""
     ends = [solve(make_model(n), sampler, n, process) for n in counts]
-    coarse, fine = (float((a - b).norm()) for a, b in zip(ends, ends[1:], strict=False))
+    coarse, fine = (float((a - b).norm()) for a, b in itertools.pairwise(ends))
     return math.log2(coarse / fine)
 
 
@@ -85,9 +86,7 @@ def test_ddpm_recovers_mean_and_covariance(process, variance):
         )
         flat = samples.double().flatten(1)
         covariance = torch.cov(flat.T)
-        gaps.append(
-            (float((flat.mean(0) - MIXTURE.mean).norm()), float((covariance - MIXTURE.covariance).norm()))
-        )
+        gaps.append((float((flat.mean(0) - MIXTURE.mean).norm()), float((covariance - MIXTURE.covariance).norm())))
     assert gaps[-1][1] < gaps[0][1] / 2
     # four dimensions: the estimate's own standard error is about |cov| * sqrt(2 * 4 / num)
     assert gaps[-1][0] < 4 * math.sqrt(float(MIXTURE.covariance.trace()) / num)

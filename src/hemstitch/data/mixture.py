@@ -66,9 +66,7 @@ class MixtureDenoiser(Denoiser):
     def device(self) -> torch.device:
         return self.mixture.means.device
 
-    def __call__(
-        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, member: Tensor | None = None
-    ) -> Prediction:
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, member: Tensor | None = None) -> Prediction:
         alpha_B, sigma_B = (c.to(x.device) for c in self.process.alpha_sigma(t))
         x_B1N = x.double().flatten(1)[:, None]
         means_MN = self.mixture.means.flatten(1)

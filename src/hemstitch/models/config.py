@@ -92,9 +92,7 @@ def preset(name: str, **changes: object) -> NetConfig:
     family, _, tail = name.lower().replace("-", "_").replace("/", "").rpartition("_")
     size, patch = tail[:-1], tail[-1:]
     if family not in FAMILIES or size not in SIZES or patch not in ("2", "4", "8"):
-        raise HemstitchError(
-            f"no network is called {name!r}: names are dit_s2 … dit_xl8, dtr_s2 … dtr_xl8, switch_dit_s2 … switch_dit_xl8"
-        )
+        raise HemstitchError(f"no network is called {name!r}: names are FAMILY_SIZE, dit_s2 to switch_dit_xl8")
     width, depth, heads = SIZES[size]
     base = NetConfig(family=family, patch=int(patch), width=width, depth=depth, heads=heads)  # type: ignore[arg-type]
     return replace(base, **changes)  # type: ignore[arg-type]

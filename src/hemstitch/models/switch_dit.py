@@ -56,7 +56,7 @@ class ExpertRouter(nn.Module):
         """The selected experts as one affine map per row: (B, D, D) from inputs to outputs, and (B, D)."""
         w, b = self.experts.w, self.experts.b
         gate = gate_BM.to(w.dtype)
-        return (gate @ w.flatten(1)).unflatten(1, w.shape[1:]), gate @ b
+        return (gate @ w.flatten(1)).view(-1, *w.shape[1:]), gate @ b
 
     def forward(self, z_BLD: Tensor, e_BD: Tensor, t_B: Tensor) -> Tensor:
         w_BDD, b_BD = self.merged(self.gates(e_BD))

@@ -63,15 +63,13 @@ class Stitched(Denoiser):
         return self._member_K[step]
 
     def member_at(self, t: Tensor) -> Tensor:
-        """(B,) member indices at times (B,): a time belongs to the step whose grid time is the nearest at or above it."""
+        """(B,) member indices at times (B,): a time belongs to the step with the nearest grid time at or above it."""
         falling_K = timesteps(self.process, self.plan.steps, self._grid)
         rising_K = -falling_K
         step = torch.searchsorted(rising_K, -t.double().cpu() + 1e-9, right=True) - 1
         return self._member_K[step.clamp(0, self.plan.steps - 1)]
 
-    def __call__(
-        self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, member: Tensor | None = None
-    ) -> Prediction:
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None, *, member: Tensor | None = None) -> Prediction:
         if member is None:
             member = self.member_at(t)
         first = int(member[0])

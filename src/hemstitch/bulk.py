@@ -1,0 +1,61 @@
+"""Samples into a folder: sample i depends on (seed, i) and its label, whatever the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Unpack
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .denoiser import Denoiser
+from .errors import HemstitchError
+from .evaluate import pictures
+from .files import write_atomic
+from .sampling import Look, generate
+
+
+def write_samples(
+    model: Denoiser,
+    out: Path,
+    *,
+    count: int,
+    labels: list[int] | None,
+    seed: int,
+    batch: int,
+    **look: Unpack[Look],
+) -> Iterator[int]:
+    """Write 000000.png … (latents: 000000.safetensors …) and grid.png, yielding how many are done.
+
+    labels repeat as needed. Pixel models have 1 or 3 channels; anything else is kept as latents, a tensor "x0" each.
+    """
+    is_picture = model.spec.channels in (1, 3)
+    shown: list[Tensor] = []
+    for start in range(0, count, batch):
+        index = range(start, min(count, start + batch))
+        chosen = [labels[i % len(labels)] for i in index] if labels else None
+        images = generate(model, chosen, seeds=[(seed, i) for i in index], **look).cpu()
+        try:
+            for i, image in zip(index, images, strict=True):
+                if is_picture:
+                    data = pictures.png(image)
+                    write_atomic(out / f"{i:06d}.png", lambda aside, data=data: _write(aside, data))  # type: ignore[misc]
+                else:
+                    tensors = {"x0": image.contiguous()}
+                    write_atomic(out / f"{i:06d}.safetensors", lambda aside, t=tensors: save_file(t, aside))  # type: ignore[misc]
+        except OSError as error:
+            raise HemstitchError(f"cannot write samples to {out} ({error})") from error
+        shown += list(images[: 100 - len(shown)]) if is_picture else []
+        yield index.stop
+    if shown:
+        columns = len(labels) if labels and len(labels) <= 20 else 10
+        sheet = pictures.png(
+            pictures.grid(torch.stack(shown), min(columns, len(shown))), scale=max(1, 64 // model.spec.size)
+        )
+        write_atomic(out / "grid.png", lambda aside: _write(aside, sheet))
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)

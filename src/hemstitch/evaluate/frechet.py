@@ -1,0 +1,43 @@
+"""The Fréchet distance between Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6).
+
+Shape suffixes: N samples, F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import HemstitchError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean (F,) and unbiased covariance (F, F), float64."""
+
+    count: int
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, features_NF: Tensor) -> Moments:
+        x = features_NF.double().cpu().numpy()
+        if x.ndim != 2 or len(x) < 2:
+            raise HemstitchError(f"moments need (N, F) features of at least 2 samples, not {x.shape}")
+        if not np.isfinite(x).all():
+            raise HemstitchError("features hold NaN or infinity: the samples or the extractor are broken")
+        mean = x.mean(0)
+        centred = x - mean
+        return cls(len(x), mean, centred.T @ centred / (len(x) - 1))
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """|mean_a - mean_b|² + tr(C_a + C_b - 2 (C_a C_b)^½), from symmetric eigenvalues: no complex square root."""
+    values, vectors = np.linalg.eigh(a.covariance)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(min=0)).sum()
+    offset = a.mean - b.mean
+    return float(offset @ offset + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)

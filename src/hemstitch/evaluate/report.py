@@ -1,0 +1,124 @@
+"""The quickstart's report: one HTML file that opens offline."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from .curve import Point
+
+_STYLE = """
+:root { --ink: #1c2430; --soft: #5b6675; --line: #dfe3e8; --paper: #ffffff; --accent: #1f4e8c; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; color: var(--ink); background: var(--paper);
+  font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
+p { max-width: 46rem; } .soft { color: var(--soft); font-size: .92rem; }
+img { max-width: 100%; height: auto; display: block; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
+th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
+tr.base td { font-weight: 600; }
+.plans { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1.4rem; }
+figure { margin: 0; } figcaption { font-size: .9rem; margin-bottom: .3rem; }
+.plans img { width: 100%; image-rendering: pixelated; border: 1px solid var(--line); }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .9rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+"""
+
+
+def _data(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def summary(points: Sequence[Point]) -> str:
+    """What the measured points say, in two or three sentences."""
+    stitched = [p for p in points if p.fraction is not None]
+    base = next(p for p in stitched if p.fraction == 0)
+    good = max((p for p in stitched if p.distance <= base.distance), key=lambda p: p.fraction or 0)
+    collapsed = max(stitched, key=lambda p: p.fraction or 0)
+    said = f"The large model alone takes {base.ms_per_image:.2f} ms per image at a distance of {base.distance:.1f}. "
+    if good.fraction:
+        said += (
+            f"With the small model on the first {good.fraction:.0%} of the steps the distance is "
+            f"{good.distance:.1f}, no worse, at {good.ms_per_image:.2f} ms: {good.speedup:.2f} times faster. "
+        )
+        alone = [p for p in points if p.fraction is None]
+        if alone:
+            rival = min(alone, key=lambda p: abs(p.ms_per_image - good.ms_per_image))
+            said += (
+                f"In about that time ({rival.ms_per_image:.2f} ms) the large model alone manages {rival.steps} steps, "
+                f"at a distance of {rival.distance:.1f}. "
+            )
+    else:
+        said += "In this run no share of the small model came without a loss. "
+    return said + f"The small model alone ends at {collapsed.distance:.1f}."
+
+
+def html(
+    points: Sequence[Point],
+    curve_png: bytes,
+    samples: Mapping[str, bytes],
+    members: Mapping[str, str],
+    provenance: Mapping[str, str],
+) -> str:
+    """The page. samples: a PNG grid per plan, from the same seeds. members: name to description."""
+    rows = "".join(_row(p) for p in points)
+    figures = "".join(
+        f"<figure><figcaption>{escape(_named(p))} <span class=soft>distance {p.distance:.1f}, {p.speedup:.2f}×</span>"
+        f'</figcaption><img alt="samples of {escape(p.plan)}" src="{_data(samples[p.plan])}"></figure>'
+        for p in points
+        if p.plan in samples
+    )
+    nets = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in members.items())
+    source = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in provenance.items())
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>hemstitch quickstart</title><style>{_STYLE}</style></head><body>
+<h1>Two models, one trajectory</h1>
+<p class="soft">hemstitch quickstart: a small DiT takes the first, noisy steps, a larger Switch-DiT the rest. Both were
+trained on scikit-learn's handwritten digits just before this page was made.</p>
+<p>{escape(summary(points))}</p>
+<img alt="Fréchet distance against time per image for stitched plans and for the large model at fewer steps"
+ src="{_data(curve_png)}">
+<h2>Every plan</h2>
+<div class="scroll"><table><thead><tr><th>plan</th><th>steps</th><th>Fréchet distance</th><th>class accuracy</th>
+<th>ms per image</th><th>speed-up measured</th><th>speed-up ideal</th></tr></thead><tbody>{rows}</tbody></table></div>
+<p class="soft">Distance and accuracy are measured in the feature space of a small classifier trained on the same
+digits. Ideal is the sum of each model's own time per step, without any cost of stitching.</p>
+<h2>The same seeds under every plan</h2>
+<p class="soft">Columns are the classes 0 to 9. Early steps settle the layout, so plans with the same start share it.</p>
+<div class="plans">{figures}</div>
+<h2>The models</h2><dl>{nets}</dl>
+<h2>Provenance</h2><dl>{source}</dl>
+</body></html>
+"""
+
+
+def _named(point: Point) -> str:
+    return point.plan if point.fraction is None else f"{point.plan} (fraction {point.fraction:g})"
+
+
+def _row(p: Point) -> str:
+    mark = ' class="base"' if p.fraction == 0 else ""
+    return (
+        f"<tr{mark}><td>{escape(_named(p))}</td><td>{p.steps}</td><td>{p.distance:.2f}</td><td>{p.accuracy:.1%}</td>"
+        f"<td>{p.ms_per_image:.3f}</td><td>{p.speedup:.2f}×</td><td>{p.speedup_ideal:.2f}×</td></tr>"
+    )
+
+
+def table(points: Sequence[Point]) -> str:
+    """The same table for a terminal."""
+    return "\n".join([TABLE_HEAD, *map(table_row, points)])
+
+
+TABLE_HEAD = f"{'plan':<26} {'steps':>5} {'distance':>9} {'accuracy':>8} {'ms/image':>9} {'speed-up':>8} {'ideal':>6}"
+
+
+def table_row(p: Point) -> str:
+    return (
+        f"{p.plan:<26} {p.steps:>5} {p.distance:>9.2f} {p.accuracy:>8.1%} {p.ms_per_image:>9.3f} "
+        f"{p.speedup:>7.2f}× {p.speedup_ideal:>5.2f}×"
+    )

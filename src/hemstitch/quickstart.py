@@ -1,0 +1,219 @@
+"""The main job end to end on real digits: train a small and a large model, stitch them, measure, report.
+
+Everything goes under one folder: the runs `small/` and `large/`, `classifier.safetensors`, `curve.json`, `curve.png`,
+`samples/` and `report.html`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from . import recipes
+from .data import Digits
+from .denoiser import NetDenoiser
+from .describe import describe
+from .errors import HemstitchError
+from .evaluate import pictures, report
+from .evaluate.curve import Point, Setting, curve
+from .evaluate.features import Extractor, train_classifier
+from .evaluate.frechet import Moments
+from .files import read_json, write_atomic, write_text
+from .provenance import provenance
+from .recipe import Recipe
+from .run import Run
+from .stitch.latency import ideal_seconds, seconds_per_call
+from .stitch.plan import Plan
+from .train.loop import Progress, fit
+from .weights import load
+
+STEPS, GUIDANCE, SAMPLER, BATCH = 50, 1.5, "ddim", 250
+SHOWN_ROWS = 3  # samples of each class in the report
+
+
+@dataclass(frozen=True)
+class Paths:
+    out: Path
+
+    @property
+    def classifier(self) -> Path:
+        return self.out / "classifier.safetensors"
+
+    @property
+    def curve(self) -> Path:
+        return self.out / "curve.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.out / "samples"
+
+    @property
+    def shown(self) -> Path:
+        return self.samples / "shown.safetensors"
+
+    @property
+    def report(self) -> Path:
+        return self.out / "report.html"
+
+    def made_here(self) -> list[Path]:
+        names = (
+            "small",
+            "large",
+            "samples",
+            "classifier.safetensors",
+            "curve.json",
+            "curve.png",
+            "report.html",
+        )
+        return [self.out / name for name in names]
+
+
+def quickstart(
+    out: Path, full: bool = False, reuse: bool = False, say: Callable[[str], None] = print
+) -> Iterator[tuple[str, Progress]]:
+    """Run it all, yielding (member, training progress) while it trains and telling the rest through `say`.
+
+    An unfinished quickstart in `out` is resumed. reuse: keep finished models, and the measured curve where it has every
+    point asked for; without it a finished quickstart is done again. full: 5,000 samples a point and every tenth.
+    """
+    began = time.perf_counter()
+    paths = Paths(out)
+    planned = {"small": recipes.digits_small(), "large": recipes.digits_large()}
+    if not reuse and paths.report.exists():
+        for path in paths.made_here():
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    extractor = _classifier(paths, say)
+    for name, recipe in planned.items():
+        for progress in _trained(out / name, recipe):
+            yield name, progress
+            if progress.stopped:
+                return
+    members = {name: load(out / name) for name in planned}
+    digits = Digits("all")
+    reference = Moments.of(extractor.features(digits.images(torch.arange(len(digits)))))
+    num = 5_000 if full else 1_000
+    fractions = [i / 10 for i in range(11)] if full else [i / 5 for i in range(6)]
+    source = provenance() | {
+        "recipes": ", ".join(f"{name} {Run(out / name).recipe.hash}" for name in planned),
+        "training": "seed 0, " + ", ".join(f"{name} {Run(out / name).recipe.train.steps} steps" for name in planned),
+        "sampling": f"{num} samples a point, seeds (0, 0) to (0, {num - 1}), {SAMPLER}, guidance {GUIDANCE}",
+        "classifier": f"{extractor.hash}, test accuracy {extractor.accuracy:.4f} on {len(Digits('test'))} images",
+        "reference": f"all {len(digits)} digits",
+    }
+    points = _measured(paths, source, fractions) if reuse else None
+    if points is None:
+        points = _measure(paths, members, extractor, reference, num, fractions, source, say)
+    else:
+        source = read_json(paths.curve.read_text(), str(paths.curve))["provenance"]
+        say(f"measured before, {source['date']}:\n" + report.table(points))
+    _write_report(paths, points, members, source)
+    say(f"\n{report.summary(points)}\n{paths.report} ({time.perf_counter() - began:.0f} s)")
+
+
+def _classifier(paths: Paths, say: Callable[[str], None]) -> Extractor:
+    if paths.classifier.exists():
+        return Extractor.load(paths.classifier)
+    extractor = train_classifier(Digits("train"), Digits("test"))
+    extractor.save(paths.classifier)
+    say(f"classifier for distances: {extractor.accuracy:.1%} of {len(Digits('test'))} held-out digits right")
+    return extractor
+
+
+def _trained(path: Path, recipe: Recipe) -> Iterator[Progress]:
+    """Train, or go on training, unless the run is finished."""
+    run = Run(path)
+    newest = run.newest() if run.exists else None
+    if newest is not None and newest.name.endswith(f"{recipe.train.steps:08d}"):
+        return iter(())
+    return fit(recipe, path, resume=run.exists)
+
+
+def _plans(fractions: list[float], cost: dict[str, float]) -> list[tuple[str, float | None, Plan]]:
+    """The stitched plans, then the large model alone in the time that each of them takes."""
+    stitched: list[tuple[str, float | None, Plan]] = []
+    alone: list[tuple[str, float | None, Plan]] = []
+    whole = STEPS * cost["large"]
+    for fraction in fractions:
+        plan = Plan.fractions({"small": fraction, "large": 1 - fraction}, STEPS)
+        stitched.append((str(plan), fraction, plan))
+        steps = max(2, round(STEPS * ideal_seconds(plan, cost) / whole))
+        if fraction > 0:
+            alone.append((f"large alone, {steps} steps", None, Plan.steps_each({"large": steps})))
+    return stitched + alone
+
+
+def _measure(
+    paths: Paths,
+    members: dict[str, NetDenoiser],
+    extractor: Extractor,
+    reference: Moments,
+    num: int,
+    fractions: list[float],
+    source: dict[str, str],
+    say: Callable[[str], None],
+) -> list[Point]:
+    cost = seconds_per_call(members, BATCH, guided=True)
+    setting = Setting(
+        members=members,
+        labels=torch.arange(num) % 10,
+        batch=BATCH,
+        sampler=SAMPLER,
+        guidance=GUIDANCE,
+        extractor=extractor,
+        reference=reference,
+        cost=cost,
+        baseline=Plan.steps_each({"large": STEPS}),
+    )
+    points, shown = [], {}
+    say(f"\n{report.TABLE_HEAD}")
+    for point, samples in curve(setting, _plans(fractions, cost)):
+        say(report.table_row(point))
+        points.append(point)
+        shown[point.plan] = samples[: 10 * SHOWN_ROWS].contiguous()
+    write_atomic(paths.shown, lambda aside: save_file(shown, aside))
+    data = {"points": [p.to_json() for p in points], "provenance": source}
+    write_text(paths.curve, json.dumps(data, indent=1))
+    return points
+
+
+# What may differ between two measurements of the same thing.
+_CIRCUMSTANCE = ("date", "commit", "hemstitch", "threads", "python", "torch", "device")
+
+
+def _measured(paths: Paths, source: dict[str, str], fractions: list[float]) -> list[Point] | None:
+    """The points of an earlier measurement of these very models and samples, if every fraction is among them."""
+    if not (paths.curve.exists() and paths.shown.exists()):
+        return None
+    data: dict[str, Any] = read_json(paths.curve.read_text(), str(paths.curve))
+    before = data["provenance"]
+    if any(before.get(k) != v for k, v in source.items() if k not in _CIRCUMSTANCE):
+        return None
+    try:
+        points = [Point(**p) for p in data["points"]]
+    except TypeError:
+        raise HemstitchError(f"{paths.curve} is not of this version: remove it, or leave out --reuse") from None
+    return points if set(fractions) <= {p.fraction for p in points} else None
+
+
+def _write_report(paths: Paths, points: list[Point], members: dict[str, NetDenoiser], source: dict[str, str]) -> None:
+    picture = pictures.curve_png(points, f"Digits: a small DiT stitched to a Switch-DiT, {STEPS} steps, {SAMPLER}")
+    write_atomic(paths.out / "curve.png", lambda aside: _write_bytes(aside, picture))
+    grids = {}
+    for plan, samples in load_file(paths.shown).items():
+        grids[plan] = pictures.png(pictures.grid(samples, 10), scale=6)
+        name = "".join(c if c.isalnum() else "_" for c in plan.replace("→", "to").replace("×", "")).strip("_")
+        write_atomic(paths.samples / f"{name}.png", lambda aside, data=grids[plan]: _write_bytes(aside, data))  # type: ignore[misc]
+    described = {name: str(describe(denoiser)) for name, denoiser in members.items()}
+    write_text(paths.report, report.html(points, picture, grids, described, source))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)

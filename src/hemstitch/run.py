@@ -1,0 +1,83 @@
+"""Run: a folder that explains itself. Recipe, metrics, checkpoints, samples."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+from .errors import CheckpointError, HemstitchError
+from .files import read_json, write_text
+from .recipe import Recipe
+from .train import checkpoint
+
+
+class Run:
+    """recipe.json, metrics.jsonl, checkpoints/, samples/, tensorboard/ under one path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "recipe.json").exists()
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe.from_json((self.path / "recipe.json").read_text())
+
+    def begin(self, recipe: Recipe, resume: bool) -> None:
+        """Make the folder, or check that what is in it is this recipe's."""
+        if self.exists:
+            if not resume:
+                raise HemstitchError(f"{self.path} holds a run already: pass --resume to go on, or another --out")
+            differing = self.recipe.difference(recipe)
+            if differing:
+                raise HemstitchError(
+                    f"{self.path} was begun with another recipe; these differ: {', '.join(differing)}. "
+                    "Resume with the recipe it was begun with, or train into another --out"
+                )
+        elif resume and self.path.exists() and any(self.path.iterdir()):
+            raise HemstitchError(f"{self.path} is not a run folder (it has no recipe.json): nothing to resume")
+        elif self.path.exists() and not self.path.is_dir():
+            raise HemstitchError(f"{self.path} is a file; --out is a folder")
+        elif not resume and self.path.exists() and any(self.path.iterdir()):
+            raise HemstitchError(f"{self.path} is not empty and not a run: choose another --out")
+        try:
+            write_text(self.path / "recipe.json", recipe.to_json())
+        except OSError as error:
+            raise HemstitchError(f"cannot write to {self.path} ({error}): choose another --out") from error
+
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint whose files are whole; damaged ones are named and passed over."""
+        for candidate in reversed(checkpoint.complete(self.checkpoints)):
+            try:
+                checkpoint.verify(candidate)
+            except (CheckpointError, HemstitchError) as error:
+                warnings.warn(f"passing over a checkpoint: {error}", stacklevel=2)
+                continue
+            return candidate
+        return None
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Append a line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics logged after a step, and a line cut short: the run goes on from there."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            write_text(path, "".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(read_json(line, "a line of metrics").get("step", float("inf")))
+    except HemstitchError:
+        return float("inf")

@@ -1,0 +1,100 @@
+"""hemstitch's own files: safetensors whose metadata says which network, process and space they belong to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CheckpointError, HemstitchError
+from ..files import read_json, write_atomic
+from ..models.config import NetConfig
+from ..process import Process
+from ..recipe import from_dict
+from .io import State
+from .stored import Stored, Told
+
+KEY = "hemstitch"
+FORMAT = 1
+MARKER = "COMPLETE"
+
+Weights = Literal["ema", "model"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Of the samples, what the network's configuration does not say."""
+
+    space: str = ""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The metadata of a native file."""
+
+    format: int
+    net: NetConfig
+    process: Process
+    spec: Data
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of(cls, config: NetConfig, process: Process, space: str) -> Header:
+        return cls(FORMAT, config, process, Data(space))
+
+    @classmethod
+    def from_json(cls, text: str, source: object) -> Header:
+        """Unknown keys, wrong types and other formats are refused."""
+        try:
+            data = read_json(text, "the description")
+            if data.get("format") != FORMAT:
+                found = data.get("format")
+                raise HemstitchError(f"this hemstitch reads format {FORMAT}, not {found!r}: a newer one may read it")
+            return cast(Header, from_dict(cls, data, KEY))
+        except HemstitchError as error:
+            raise CheckpointError(f"{source}: {error}") from None
+
+    def stored(self, state: State, told: Told, source: object) -> Stored:
+        told.check(self.net, source)
+        if told.family == "sit" and told.process is None and not self.process.reverse_time:
+            raise CheckpointError(f"{source} says {self.process}, which is not SiT's: leave family= out")
+        return Stored(self.net, self.process, self.spec.space, state)
+
+
+def save_net(path: Path, net_state: Mapping[str, Tensor], config: NetConfig, process: Process, space: str = "") -> None:
+    """Write a state dict as a native file, whole or not at all.
+
+    Raises OSError or SafetensorError when it cannot be written.
+    """
+    tensors = {key: value.detach().cpu().contiguous() for key, value in net_state.items()}
+    metadata = {KEY: Header.of(config, process, space).to_json()}
+    write_atomic(path, lambda aside: save_file(tensors, aside, metadata=metadata))
+
+
+def in_run(folder: Path, weights: Weights) -> Path:
+    """The file of weights in a run folder's newest complete checkpoint."""
+    complete = [p.parent for p in (folder / "checkpoints").glob(f"step_*/{MARKER}")]
+    steps = {int(p.name[5:]): p for p in complete if re.fullmatch(r"step_\d+", p.name)}
+    if not steps:
+        raise CheckpointError(
+            f"{folder / 'checkpoints'} holds no complete checkpoint yet: train until the first is saved"
+        )
+    return steps[max(steps)] / f"{weights}.safetensors"
+
+
+def in_checkpoint(folder: Path, weights: Weights) -> Path:
+    """The file of weights in a checkpoint folder."""
+    if not (folder / MARKER).exists():
+        raise CheckpointError(
+            f"{folder} has no {MARKER} marker, so its writing was cut short: load the run folder, whose "
+            "newest complete checkpoint is used, or name a .safetensors file in it"
+        )
+    return folder / f"{weights}.safetensors"
