@@ -159,10 +159,11 @@ def test_counts_are_those_of_the_tensors(name):
 @pytest.mark.parametrize("config", [TINY, NetConfig(**(vars(TINY) | {"family": "switch_dit"}))], ids=lambda c: c.family)
 def test_multiply_adds_are_those_that_run(config):
     """Counted by torch from the operations of one forward, matrix products alone; norms and masks are ours to add."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     net = build(config).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         net(torch.randn(1, 1, 8, 8), torch.tensor([5.0]), torch.tensor([0]))
     L, D, N = config.tokens, config.width, config.depth
     elementwise = (2 * N + 1) * L * D

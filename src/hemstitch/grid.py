@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,18 +37,21 @@ def leading(process: Process, steps: int) -> Tensor:
 
 
 def trailing(process: Process, steps: int) -> Tensor:
-    """From the last timestep down at stride T/K (diffusers' "trailing"; Lin et al. 2024, table 2)."""
+    """From the last timestep down at stride T/K (diffusers' "trailing"; Lin et al. 2024, table 2).
+
+    Here and in `linspace` numpy computes the times, so that ties round as they do in diffusers.
+    """
     if process.is_flow:
         return 1 - torch.arange(steps, dtype=torch.float64) / steps
     T = process.timesteps
-    return (T - torch.arange(steps, dtype=torch.float64) * (T / steps)).round() - 1
+    return torch.from_numpy(np.round(np.arange(T, 0, -T / steps))[:steps] - 1)
 
 
 def linspace(process: Process, steps: int) -> Tensor:
     """K evenly spaced timesteps, both ends kept (diffusers' "linspace")."""
     if process.is_flow:
         return trailing(process, steps)
-    return torch.linspace(process.timesteps - 1, 0, steps, dtype=torch.float64).round()
+    return torch.from_numpy(np.linspace(0, process.timesteps - 1, steps).round()[::-1].copy())
 
 
 def logsnr(process: Process, steps: int) -> Tensor:

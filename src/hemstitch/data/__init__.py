@@ -13,8 +13,14 @@ from .folder import ImageFolder
 # A builder takes the path and the image size of a recipe; those that need neither ignore them.
 DATASETS: dict[str, Callable[[str, int], Dataset]] = {
     "digits": lambda path, size: Digits("train"),
-    "folder": lambda path, size: ImageFolder(Path(path), size),
+    "folder": lambda path, size: _folder(path, size),
 }
+
+
+def _folder(path: str, size: int) -> Dataset:
+    if not path:
+        raise HemstitchError("a folder of images needs its path: data.path (--data.path imagenet/)")
+    return ImageFolder(Path(path), size)
 
 
 def open_dataset(kind: str, path: str = "", size: int = 0) -> Dataset:

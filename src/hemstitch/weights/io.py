@@ -74,7 +74,7 @@ def read_json_file(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path, error: object) -> CheckpointError:
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    reason = _sentence(str(error)) or type(error).__name__
     return CheckpointError(f"{path} is damaged, cut short or no file of weights ({reason}): fetch or copy it again")
 
 
@@ -120,5 +120,10 @@ def _refusal(message: str) -> str:
         return "it is a TorchScript program"
     if "Weights only load failed" not in message:
         return ""
-    found = re.search(r"WeightsUnpickler error: ([^\n]*)|(Unsupported [^\n]*)", message)
-    return " ".join((found[1] or found[2]).split())[:120] if found else "unsupported pickle"
+    found = re.search(r"WeightsUnpickler error:\s*([^\n]+)", message)
+    return _sentence(found[1]) if found else "unsupported pickle"
+
+
+def _sentence(message: str) -> str:
+    """The first sentence of another library's message; the others advise what is wrong here."""
+    return " ".join(message.split()).split(". ")[0]

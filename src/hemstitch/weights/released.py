@@ -57,7 +57,7 @@ def unwrapped(data: Any, weights: str, source: object) -> State:
     state: State = {}
     for key, value in data.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{source} is no state dict: {key!r} is a {type(value).__name__}, not a tensor")
+            raise CheckpointError(f"{source} is no state dict: {key!r} is {type(value).__name__}, not a tensor")
         while key.startswith(WRAPPERS):
             key = key.partition(".")[2]
         if key in state:
@@ -142,13 +142,14 @@ def _notes(state: State, denoiser: NetDenoiser, config: NetConfig) -> list[str]:
     notes = [f"released files do not say it: load this one with {keywords}"] if keywords else []
     for name in (f.name for f in fields(NetConfig)):
         ours, theirs = getattr(config, name), getattr(again, name)
-        if ours != theirs and name != "null_label" and name not in UNUSED[config.family]:
+        if ours != theirs and name not in DERIVED and name not in UNUSED[config.family]:
             notes.append(f"released networks have {name}={theirs!r}, this one {ours!r}: outputs differ there")
     if denoiser.spec.space:
         notes.append(f"released files do not name the space of their samples: {denoiser.spec.space!r} is lost")
     return notes
 
 
+DERIVED = ("mlp_ratio", "null_label")  # from the tensors, perhaps by another name for the same
 UNUSED = {
     "dit": ("experts", "top_k", "mask_alpha", "mask_beta", "timesteps"),
     "dtr": ("experts", "top_k"),
