@@ -48,8 +48,8 @@ def trailing(process: Process, steps: int) -> Tensor:
 
 
 def linspace(process: Process, steps: int) -> Tensor:
-    """K evenly spaced timesteps, both ends kept (diffusers' "linspace")."""
-    if process.is_flow:
+    """K evenly spaced timesteps, both ends kept (diffusers' "linspace"); a single one is the last."""
+    if process.is_flow or steps == 1:
         return trailing(process, steps)
     return torch.from_numpy(np.linspace(0, process.timesteps - 1, steps).round()[::-1].copy())
 
