@@ -4,9 +4,10 @@ import torch
 from hemstitch import HemstitchError, Process
 from hemstitch.process import PREDICTIONS, SCHEDULES, posterior
 
-PROCESSES = [
-    Process(s, p) for s in SCHEDULES for p in PREDICTIONS
-] + [Process("flow", "flow", reverse_time=True), Process("linear", "v", timesteps=100)]
+PROCESSES = [Process(s, p) for s in SCHEDULES for p in PREDICTIONS] + [
+    Process("flow", "flow", reverse_time=True),
+    Process("linear", "v", timesteps=100),
+]
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=str)

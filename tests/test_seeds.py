@@ -1,4 +1,4 @@
-"""Invariance: a draw depends on its seed, index and stream alone. The generator is checked against its authors' vectors."""
+"""Invariance: a draw depends on its seed, index and stream alone; the generator matches its authors' vectors."""
 
 import numpy as np
 import pytest

@@ -99,10 +99,10 @@ def _loading(parser: argparse.ArgumentParser) -> None:
 
 
 def _quickstart(known: argparse.Namespace, rest: list[str]) -> int:
-    from .quickstart import quickstart
+    from .quickstart import Talk, quickstart
 
     line = _Line()
-    for name, progress in quickstart(known.out, known.full, known.reuse, say=line.say):
+    for name, progress in quickstart(known.out, known.full, known.reuse, Talk(line.say, line.show)):
         line.show(f"{name}: {_told(progress)}", last=progress.left == 0)
         if progress.stopped:
             line.say("stopped; the same command goes on from here")

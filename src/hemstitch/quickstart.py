@@ -23,7 +23,7 @@ from .denoiser import NetDenoiser
 from .describe import describe
 from .errors import HemstitchError
 from .evaluate import pictures, report
-from .evaluate.curve import Point, Setting, curve
+from .evaluate.curve import Candidate, Measured, Point, Sampled, Setting, rounds
 from .evaluate.features import Extractor, train_classifier
 from .evaluate.frechet import Moments
 from .files import read_json, write_atomic, write_text
@@ -35,8 +35,16 @@ from .stitch.plan import Plan
 from .train.loop import Progress, fit
 from .weights import load
 
-STEPS, GUIDANCE, SAMPLER, BATCH = 50, 1.5, "ddim", 250
+STEPS, GUIDANCE, SAMPLER, BATCH = 50, 1.5, "ddim", 125
 SHOWN_ROWS = 3  # samples of each class in the report
+
+
+@dataclass(frozen=True)
+class Talk:
+    """Where the quickstart says things: lines that stay, and progress that may be overwritten or left out."""
+
+    say: Callable[[str], None] = print
+    progress: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True)
@@ -77,20 +85,21 @@ class Paths:
 
 
 def quickstart(
-    out: Path, full: bool = False, reuse: bool = False, say: Callable[[str], None] = print
+    out: Path, full: bool = False, reuse: bool = False, talk: Talk | None = None
 ) -> Iterator[tuple[str, Progress]]:
-    """Run it all, yielding (member, training progress) while it trains and telling the rest through `say`.
+    """Run it all, yielding (member, training progress) while it trains and telling the rest through `talk`.
 
     An unfinished quickstart in `out` is resumed. reuse: keep finished models, and the measured curve where it has every
     point asked for; without it a finished quickstart is done again. full: 5,000 samples a point and every tenth.
     """
+    talk = talk or Talk()
     began = time.perf_counter()
     paths = Paths(out)
     planned = {"small": recipes.digits_small(), "large": recipes.digits_large()}
     if not reuse and paths.report.exists():
         for path in paths.made_here():
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    extractor = _classifier(paths, say)
+    extractor = _classifier(paths, talk)
     for name, recipe in planned.items():
         for progress in _trained(out / name, recipe):
             yield name, progress
@@ -110,20 +119,20 @@ def quickstart(
     }
     points = _measured(paths, source, fractions) if reuse else None
     if points is None:
-        points = _measure(paths, members, extractor, reference, num, fractions, source, say)
+        points = _measure(paths, members, extractor, reference, num, fractions, source, talk)
     else:
         source = read_json(paths.curve.read_text(), str(paths.curve))["provenance"]
-        say(f"measured before, {source['date']}:\n" + report.table(points))
+        talk.say(f"measured before, {source['date']}:\n" + report.table(points))
     _write_report(paths, points, members, source)
-    say(f"\n{report.summary(points)}\n{paths.report} ({time.perf_counter() - began:.0f} s)")
+    talk.say(f"\n{report.summary(points)}\n{paths.report} ({time.perf_counter() - began:.0f} s)")
 
 
-def _classifier(paths: Paths, say: Callable[[str], None]) -> Extractor:
+def _classifier(paths: Paths, talk: Talk) -> Extractor:
     if paths.classifier.exists():
         return Extractor.load(paths.classifier)
     extractor = train_classifier(Digits("train"), Digits("test"))
     extractor.save(paths.classifier)
-    say(f"classifier for distances: {extractor.accuracy:.1%} of {len(Digits('test'))} held-out digits right")
+    talk.say(f"classifier for distances: {extractor.accuracy:.1%} of {len(Digits('test'))} held-out digits right")
     return extractor
 
 
@@ -136,17 +145,16 @@ def _trained(path: Path, recipe: Recipe) -> Iterator[Progress]:
     return fit(recipe, path, resume=run.exists)
 
 
-def _plans(fractions: list[float], cost: dict[str, float]) -> list[tuple[str, float | None, Plan]]:
+def _candidates(fractions: list[float], cost: dict[str, float]) -> list[Candidate]:
     """The stitched plans, then the large model alone in the time that each of them takes."""
-    stitched: list[tuple[str, float | None, Plan]] = []
-    alone: list[tuple[str, float | None, Plan]] = []
-    whole = STEPS * cost["large"]
+    stitched: list[Candidate] = []
+    alone: list[Candidate] = []
     for fraction in fractions:
         plan = Plan.fractions({"small": fraction, "large": 1 - fraction}, STEPS)
-        stitched.append((str(plan), fraction, plan))
-        steps = max(2, round(STEPS * ideal_seconds(plan, cost) / whole))
+        stitched.append(Candidate(str(plan), fraction, plan))
+        steps = max(2, round(ideal_seconds(plan, cost) / cost["large"]))
         if fraction > 0:
-            alone.append((f"large alone, {steps} steps", None, Plan.steps_each({"large": steps})))
+            alone.append(Candidate(f"large alone, {steps} steps", None, Plan.steps_each({"large": steps})))
     return stitched + alone
 
 
@@ -158,26 +166,32 @@ def _measure(
     num: int,
     fractions: list[float],
     source: dict[str, str],
-    say: Callable[[str], None],
+    talk: Talk,
 ) -> list[Point]:
     cost = seconds_per_call(members, BATCH, guided=True)
-    setting = Setting(
-        members=members,
-        labels=torch.arange(num) % 10,
-        batch=BATCH,
-        sampler=SAMPLER,
-        guidance=GUIDANCE,
-        extractor=extractor,
-        reference=reference,
-        cost=cost,
-        baseline=Plan.steps_each({"large": STEPS}),
-    )
-    points, shown = [], {}
-    say(f"\n{report.TABLE_HEAD}")
-    for point, samples in curve(setting, _plans(fractions, cost)):
-        say(report.table_row(point))
-        points.append(point)
-        shown[point.plan] = samples[: 10 * SHOWN_ROWS].contiguous()
+    labels = torch.arange(num) % 10
+    setting = Setting(members, labels, BATCH, SAMPLER, GUIDANCE, extractor, reference, cost)
+    candidates = _candidates(fractions, cost)
+    parts: list[list[Sampled]] = [[] for _ in candidates]
+    shown, points = {}, []
+    baseline: Measured | None = None
+    began, batches = time.perf_counter(), setting.rounds * len(candidates)
+    for done, sampled in enumerate(rounds(setting, candidates), 1):
+        mine = parts[sampled.candidate]
+        mine.append(sampled)
+        candidate = candidates[sampled.candidate]
+        left = (time.perf_counter() - began) * (batches - done) / done
+        talk.progress(f"measuring {len(candidates)} plans in turns: {done}/{batches} batches, {left:.0f} s left")
+        if len(mine) < setting.rounds:
+            continue
+        images = torch.cat([part.images for part in mine])
+        measured = Measured.of(setting, candidate, images, [part.seconds for part in mine])
+        if baseline is None:
+            baseline = measured
+            talk.say(f"\n{report.TABLE_HEAD}")
+        points.append(measured.point(baseline, cost))
+        talk.say(report.table_row(points[-1]))
+        shown[candidate.name] = images[: 10 * SHOWN_ROWS].contiguous()
     write_atomic(paths.shown, lambda aside: save_file(shown, aside))
     data = {"points": [p.to_json() for p in points], "provenance": source}
     write_text(paths.curve, json.dumps(data, indent=1))

@@ -16,7 +16,7 @@ from .recipe import DataRecipe, Recipe, TrainRecipe
 
 _DIGITS = NetConfig(input_size=8, channels=1, patch=2, num_classes=10, learned_variance=False)
 _DIGITS_TRAIN = TrainRecipe(
-    batch=128, learning_rate=1e-3, ema=0.995, clip=1.0, flip=False, checkpoint_every=500, log_every=25
+    batch=128, learning_rate=3e-3, ema=0.995, clip=1.0, flip=False, checkpoint_every=500, log_every=25
 )
 
 
@@ -28,15 +28,15 @@ def debug() -> Recipe:
 
 
 def digits_small() -> Recipe:
-    """The quickstart's small member: a DiT of width 32, three blocks."""
-    net = replace(_DIGITS, width=32, depth=3, heads=2)
-    return Recipe("digits_small", net, Process("linear"), DataRecipe("digits"), replace(_DIGITS_TRAIN, steps=1500))
+    """The quickstart's small member: a DiT of width 32, two blocks."""
+    net = replace(_DIGITS, width=32, depth=2, heads=2)
+    return Recipe("digits_small", net, Process("linear"), DataRecipe("digits"), replace(_DIGITS_TRAIN, steps=2000))
 
 
 def digits_large() -> Recipe:
-    """The quickstart's large member: a Switch-DiT of width 96, six blocks."""
-    net = replace(_DIGITS, family="switch_dit", width=96, depth=6, heads=4)
-    return Recipe("digits_large", net, Process("linear"), DataRecipe("digits"), replace(_DIGITS_TRAIN, steps=1500))
+    """The quickstart's large member: a Switch-DiT of width 96, three blocks."""
+    net = replace(_DIGITS, family="switch_dit", width=96, depth=3, heads=4)
+    return Recipe("digits_large", net, Process("linear"), DataRecipe("digits"), replace(_DIGITS_TRAIN, steps=1000))
 
 
 def _published(name: str) -> Callable[[], Recipe]:

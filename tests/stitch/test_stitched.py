@@ -3,10 +3,22 @@
 import pytest
 import torch
 
-from hemstitch import Guided, HemstitchError, NetConfig, NetDenoiser, Plan, Process, Spec, Stitched, build, generate, sample
+from hemstitch import (
+    Guided,
+    HemstitchError,
+    NetConfig,
+    NetDenoiser,
+    Plan,
+    Process,
+    Spec,
+    Stitched,
+    build,
+    generate,
+    sample,
+)
 from hemstitch.grid import timesteps
-from hemstitch.sampling import prepare
 from hemstitch.samplers import SAMPLERS, Levels, State, init
+from hemstitch.sampling import prepare
 from hemstitch.seeds import keys, normal
 
 SPEC = Spec(2, 4, 5, null_label=True)
@@ -70,7 +82,7 @@ def test_at_a_fixed_batch_shape_a_row_is_bitwise_its_own(members, sampler):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @torch.no_grad()
 def test_among_rows_of_other_plans_steps_and_guidance(members, sampler, assert_close):
-    """Three requests with plans, grids and guidance of their own join one batch at different steps, and finish alone."""
+    """Three requests with plans, grids and guidance of their own join one batch at different steps."""
     plans = [PLAN, Plan.steps_each({"switch": 5}), Plan.explicit(["flow", "small"] * 3)]
     scales, solver = [2.0, 1.0, 3.0], SAMPLERS[sampler]
     process = members["switch"].process
@@ -141,7 +153,9 @@ def test_guidance_interval_and_per_row_scale(members, assert_close):
     plain = generate(model, [1, 2], seeds=[1, 2], steps=4)
     assert torch.equal(generate(model, [1, 2], seeds=[1, 2], steps=4, guidance=3.0, guidance_interval=(50, 60)), plain)
     guided = generate(model, [1, 2], seeds=[1, 2], steps=4, guidance=3.0)
-    assert torch.equal(generate(model, [1, 2], seeds=[1, 2], steps=4, guidance=3.0, guidance_interval=(-50, 50)), guided)
+    assert torch.equal(
+        generate(model, [1, 2], seeds=[1, 2], steps=4, guidance=3.0, guidance_interval=(-50, 50)), guided
+    )
     mixed = generate(model, [1, 2], seeds=[1, 2], steps=4, guidance=[1.0, 3.0])
     assert_close(mixed[:1], plain[:1])
     assert_close(mixed[1:], guided[1:])

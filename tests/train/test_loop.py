@@ -70,7 +70,9 @@ def test_resume_after_kill_is_bitwise(straight, tmp_path):
     run_to_end(short(40, every=7), out, resume=True)
     assert contents(out) == contents(straight)
     ours, theirs = ((path / "metrics.jsonl").read_text().splitlines() for path in (out, straight))
-    timeless = [[{k: v for k, v in json.loads(line).items() if k != "rate"} for line in lines] for lines in (ours, theirs)]
+    timeless = [
+        [{k: v for k, v in json.loads(line).items() if k != "rate"} for line in lines] for lines in (ours, theirs)
+    ]
     logged = [line["step"] for line in timeless[0]]
     assert logged == sorted(set(logged))
     assert [line for line in timeless[0] if line["step"] > reached + 2] == [
@@ -212,9 +214,7 @@ def test_every_parameterisation_learns(tmp_path, process):
 
 
 def test_learned_variance_learns(tmp_path):
-    recipe = replace(
-        short(60), process=Process(learned_variance=True), net=replace(BASE.net, learned_variance=True)
-    )
+    recipe = replace(short(60), process=Process(learned_variance=True), net=replace(BASE.net, learned_variance=True))
     told = run_to_end(recipe, tmp_path / "run")
     assert told[-1].loss < 0.8 * told[0].loss
     assert told[-1].vb > 0

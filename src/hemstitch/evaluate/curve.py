@@ -9,9 +9,10 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..denoiser import Denoiser
@@ -20,7 +21,7 @@ from ..stitch.latency import ideal_seconds
 from ..stitch.plan import Plan
 from ..stitch.stitched import Stitched
 from .features import Extractor
-from .frechet import Moments, frechet_distance
+from .frechet import Moments, bootstrap_distances, frechet_distance
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,18 @@ class Point:
     """One measured plan.
 
     plan: readable. fraction: share of the small member in a plain small-first plan, else None. steps: solver steps.
-    distance: Fréchet distance to the reference. accuracy: share of samples that the classifier takes for their class.
-    ms_per_image: median over batches. speedup: against the large member alone at full steps, measured; speedup_ideal:
-    the same from the members' own cost per call.
+    distance: Fréchet distance to the reference; distance_error: its standard error; gap_error: that of its difference
+    from the baseline's distance. Both by bootstrap over the samples, the same draws for all plans, whose sample i has
+    the same seed and label. accuracy: share of samples that the classifier takes for their class. ms_per_image: median
+    over batches. speedup: against the baseline, measured; speedup_ideal: from the members' own cost per call.
     """
 
     plan: str
     fraction: float | None
     steps: int
     distance: float
+    distance_error: float
+    gap_error: float
     accuracy: float
     ms_per_image: float
     speedup: float
@@ -44,6 +48,15 @@ class Point:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan to measure, what to call it, and the fraction if it is a plain small-first plan."""
+
+    name: str
+    fraction: float | None
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -58,53 +71,68 @@ class Setting:
     extractor: Extractor
     reference: Moments
     cost: Mapping[str, float]
-    baseline: Plan
+
+    @property
+    def rounds(self) -> int:
+        return -(-len(self.labels) // self.batch)
+
+
+class Sampled(NamedTuple):
+    """One timed batch. candidate: its index. images: (B, C, S, S). seconds: per image."""
+
+    candidate: int
+    images: Tensor
+    seconds: float
+
+
+def rounds(setting: Setting, candidates: Sequence[Candidate]) -> Iterator[Sampled]:
+    """Sample every candidate's images, a batch of each in turn, so that a slow spell of the machine falls on all.
+
+    Sample i has the seed (0, i) under every plan.
+    """
+    models = [Stitched(setting.members, c.plan) for c in candidates]
+    for start in range(0, len(setting.labels), setting.batch):
+        labels = setting.labels[start : start + setting.batch]
+        seeds = [(0, start + i) for i in range(len(labels))]
+        for i, model in enumerate(models):
+            begin = time.perf_counter()
+            images = generate(model, labels, seeds=seeds, sampler=setting.sampler, guidance=setting.guidance).cpu()
+            yield Sampled(i, images, (time.perf_counter() - begin) / len(labels))
 
 
 @dataclass(frozen=True)
-class Timed:
-    """samples: (N, C, S, S). seconds: per batch."""
+class Measured:
+    """A candidate's features, bootstrap distances and seconds per image, from which points are made."""
 
-    samples: Tensor
-    seconds: list[float]
+    candidate: Candidate
+    distance: float
+    resampled: NDArray[np.float64]
+    accuracy: float
+    seconds: float
 
-
-def sampled(setting: Setting, plan: Plan) -> Timed:
-    """Every label's sample under a plan; sample i has the seed (0, i) in all plans."""
-    model = Stitched(setting.members, plan)
-    samples, seconds = [], []
-    for start in range(0, len(setting.labels), setting.batch):
-        labels = setting.labels[start : start + setting.batch]
-        begin = time.perf_counter()
-        images = generate(
-            model,
-            labels,
-            seeds=[(0, start + i) for i in range(len(labels))],
-            sampler=setting.sampler,
-            guidance=setting.guidance,
-        )
-        seconds.append((time.perf_counter() - begin) / len(labels))
-        samples.append(images.cpu())
-    return Timed(torch.cat(samples), seconds)
-
-
-def curve(setting: Setting, plans: Sequence[tuple[str, float | None, Plan]]) -> Iterator[tuple[Point, Tensor]]:
-    """Measure (name, fraction, plan) after another, the baseline first; yields each point with its samples."""
-    baseline = None
-    for name, fraction, plan in plans:
-        timed = sampled(setting, plan)
-        per_image = statistics.median(timed.seconds)
-        baseline = per_image if baseline is None else baseline
-        features = setting.extractor.features(timed.samples)
+    @classmethod
+    def of(cls, setting: Setting, candidate: Candidate, images: Tensor, seconds: Sequence[float]) -> Measured:
+        features = setting.extractor.features(images)
         predicted = setting.extractor.net.head(features).argmax(1)
-        point = Point(
-            plan=name,
-            fraction=fraction,
-            steps=plan.steps,
-            distance=frechet_distance(Moments.of(features), setting.reference),
-            accuracy=float((predicted == setting.labels).double().mean()),
-            ms_per_image=1000 * per_image,
-            speedup=baseline / per_image,
-            speedup_ideal=ideal_seconds(setting.baseline, setting.cost) / ideal_seconds(plan, setting.cost),
+        return cls(
+            candidate,
+            frechet_distance(Moments.of(features), setting.reference),
+            bootstrap_distances(features, setting.reference),
+            float((predicted == setting.labels).double().mean()),
+            statistics.median(seconds),
         )
-        yield point, timed.samples
+
+    def point(self, baseline: Measured, cost: Mapping[str, float]) -> Point:
+        """This candidate beside the baseline."""
+        return Point(
+            plan=self.candidate.name,
+            fraction=self.candidate.fraction,
+            steps=self.candidate.plan.steps,
+            distance=self.distance,
+            distance_error=float(self.resampled.std(ddof=1)),
+            gap_error=float((self.resampled - baseline.resampled).std(ddof=1)),
+            accuracy=self.accuracy,
+            ms_per_image=1000 * self.seconds,
+            speedup=baseline.seconds / self.seconds,
+            speedup_ideal=ideal_seconds(baseline.candidate.plan, cost) / ideal_seconds(self.candidate.plan, cost),
+        )

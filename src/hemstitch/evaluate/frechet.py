@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -41,3 +42,12 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(min=0)).sum()
     offset = a.mean - b.mean
     return float(offset @ offset + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+
+
+def bootstrap_distances(features_NF: Tensor, reference: Moments, resamples: int = 20) -> NDArray[np.float64]:
+    """(resamples,) distances of the samples drawn with replacement. Draws are fixed: equal for every set of N samples,
+    so that differences between sets that share their seeds are paired."""
+    generator = torch.Generator().manual_seed(0)
+    N = len(features_NF)
+    draws = [torch.randint(N, (N,), generator=generator) for _ in range(resamples)]
+    return np.array([frechet_distance(Moments.of(features_NF[d]), reference) for d in draws])

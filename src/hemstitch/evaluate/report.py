@@ -37,24 +37,33 @@ def summary(points: Sequence[Point]) -> str:
     """What the measured points say, in two or three sentences."""
     stitched = [p for p in points if p.fraction is not None]
     base = next(p for p in stitched if p.fraction == 0)
-    good = max((p for p in stitched if p.distance <= base.distance), key=lambda p: p.fraction or 0)
+    good = max((p for p in stitched if not _worse(p, base)), key=lambda p: p.fraction or 0)
     collapsed = max(stitched, key=lambda p: p.fraction or 0)
-    said = f"The large model alone takes {base.ms_per_image:.2f} ms per image at a distance of {base.distance:.1f}. "
+    said = (
+        f"The large model alone takes {base.ms_per_image:.2f} ms per image at a distance of {base.distance:.2f} "
+        f"(± {base.distance_error:.2f}). "
+    )
     if good.fraction:
         said += (
             f"With the small model on the first {good.fraction:.0%} of the steps the distance is "
-            f"{good.distance:.1f}, no worse, at {good.ms_per_image:.2f} ms: {good.speedup:.2f} times faster. "
+            f"{good.distance:.2f}, no worse beyond the error, at {good.ms_per_image:.2f} ms: "
+            f"{good.speedup:.2f} times faster. "
         )
         alone = [p for p in points if p.fraction is None]
         if alone:
             rival = min(alone, key=lambda p: abs(p.ms_per_image - good.ms_per_image))
             said += (
                 f"In about that time ({rival.ms_per_image:.2f} ms) the large model alone manages {rival.steps} steps, "
-                f"at a distance of {rival.distance:.1f}. "
+                f"at a distance of {rival.distance:.2f}. "
             )
     else:
         said += "In this run no share of the small model came without a loss. "
-    return said + f"The small model alone ends at {collapsed.distance:.1f}."
+    return said + f"The small model alone ends at {collapsed.distance:.2f}."
+
+
+def _worse(p: Point, base: Point) -> bool:
+    """Whether a point is worse than the baseline by more than two standard errors of the (paired) difference."""
+    return p.distance - base.distance > 2 * p.gap_error
 
 
 def html(
@@ -67,7 +76,7 @@ def html(
     """The page. samples: a PNG grid per plan, from the same seeds. members: name to description."""
     rows = "".join(_row(p) for p in points)
     figures = "".join(
-        f"<figure><figcaption>{escape(_named(p))} <span class=soft>distance {p.distance:.1f}, {p.speedup:.2f}×</span>"
+        f"<figure><figcaption>{escape(_named(p))} <span class=soft>distance {p.distance:.2f}, {p.speedup:.2f}×</span>"
         f'</figcaption><img alt="samples of {escape(p.plan)}" src="{_data(samples[p.plan])}"></figure>'
         for p in points
         if p.plan in samples
@@ -89,7 +98,7 @@ trained on scikit-learn's handwritten digits just before this page was made.</p>
 <p class="soft">Distance and accuracy are measured in the feature space of a small classifier trained on the same
 digits. Ideal is the sum of each model's own time per step, without any cost of stitching.</p>
 <h2>The same seeds under every plan</h2>
-<p class="soft">Columns are the classes 0 to 9. Early steps settle the layout, so plans with the same start share it.</p>
+<p class="soft">Columns are the classes 0 to 9. Early steps settle the layout: plans with the same start share it.</p>
 <div class="plans">{figures}</div>
 <h2>The models</h2><dl>{nets}</dl>
 <h2>Provenance</h2><dl>{source}</dl>
@@ -104,7 +113,8 @@ def _named(point: Point) -> str:
 def _row(p: Point) -> str:
     mark = ' class="base"' if p.fraction == 0 else ""
     return (
-        f"<tr{mark}><td>{escape(_named(p))}</td><td>{p.steps}</td><td>{p.distance:.2f}</td><td>{p.accuracy:.1%}</td>"
+        f"<tr{mark}><td>{escape(_named(p))}</td><td>{p.steps}</td>"
+        f"<td>{p.distance:.2f} ± {p.distance_error:.2f}</td><td>{p.accuracy:.1%}</td>"
         f"<td>{p.ms_per_image:.3f}</td><td>{p.speedup:.2f}×</td><td>{p.speedup_ideal:.2f}×</td></tr>"
     )
 
@@ -114,11 +124,13 @@ def table(points: Sequence[Point]) -> str:
     return "\n".join([TABLE_HEAD, *map(table_row, points)])
 
 
-TABLE_HEAD = f"{'plan':<26} {'steps':>5} {'distance':>9} {'accuracy':>8} {'ms/image':>9} {'speed-up':>8} {'ideal':>6}"
+TABLE_HEAD = (
+    f"{'plan':<26} {'steps':>5} {'distance':>9} {'±':>5} {'accuracy':>8} {'ms/image':>9} {'speed-up':>8} {'ideal':>6}"
+)
 
 
 def table_row(p: Point) -> str:
     return (
-        f"{p.plan:<26} {p.steps:>5} {p.distance:>9.2f} {p.accuracy:>8.1%} {p.ms_per_image:>9.3f} "
-        f"{p.speedup:>7.2f}× {p.speedup_ideal:>5.2f}×"
+        f"{p.plan:<26} {p.steps:>5} {p.distance:>9.2f} {p.distance_error:>5.2f} {p.accuracy:>8.1%} "
+        f"{p.ms_per_image:>9.3f} {p.speedup:>7.2f}× {p.speedup_ideal:>5.2f}×"
     )

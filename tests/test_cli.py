@@ -1,0 +1,142 @@
+"""The command line as a person meets it."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from hemstitch import Plan, cli, load
+from hemstitch.recipes import RECIPES
+
+SMALL = ["--net.width", "16", "--net.depth", "1", "--batch", "8", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two little trained runs, a and b."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, seed in (("a", "0"), ("b", "1")):
+        assert cli.main(["train", "debug", "--out", str(folder / name), "--steps", "2", "--seed", seed, *SMALL]) == 0
+    return folder
+
+
+def failing(capsys, *arguments):
+    assert cli.main([str(a) for a in arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("hemstitch: ")
+    return said
+
+
+def test_help_is_quick_and_light():
+    """Half the promise is not to import torch; the other, 0.6 s, is checked on the best of three."""
+    begin, best = time.perf_counter(), 99.0
+    for _ in range(3):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "hemstitch", "--help"], check=True, capture_output=True)
+        best = min(best, time.perf_counter() - begin)
+    assert best < 0.6
+    code = "import sys, hemstitch.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_sample_one_and_several(runs, tmp_path, capsys):
+    alone = tmp_path / "alone"
+    options = ["--num", "5", "--steps", "4", "--guidance", "1.5"]
+    assert cli.main(["sample", str(runs / "b"), "--out", str(alone), *options]) == 0
+    pictures = sorted(p.name for p in alone.iterdir())
+    assert pictures == [*(f"{i:06d}.png" for i in range(5)), "grid.png"]
+    assert Image.open(alone / "000000.png").size == (8, 8)
+    stitched = tmp_path / "stitched"
+    members = [f"small={runs / 'a'}", f"large={runs / 'b'}"]
+    assert cli.main(["sample", *members, "--fraction", "0.5", "--out", str(stitched), *options]) == 0
+    assert "plan of 4 steps: small ×2 → large ×2" in capsys.readouterr().out
+    plan = tmp_path / "plan.json"
+    plan.write_text(Plan.explicit(["large"] * 4).to_json())
+    planned = tmp_path / "planned"
+    more = ["--batch", "2", *options]
+    assert cli.main(["sample", *members, "--plan", str(plan), "--out", str(planned), *more]) == 0
+    for i in range(5):
+        name = f"{i:06d}.png"
+        assert (planned / name).read_bytes() == (alone / name).read_bytes()
+
+
+def test_labels_repeat(runs, tmp_path):
+    for batch in ("3", "64"):
+        out = tmp_path / batch
+        options = ["--num", "4", "--labels", "7,2", "--steps", "2", "--batch", batch]
+        assert cli.main(["sample", str(runs / "a"), "--out", str(out), *options]) == 0
+    assert (tmp_path / "3" / "000003.png").read_bytes() == (tmp_path / "64" / "000003.png").read_bytes()
+
+
+def test_convert_and_back(runs, tmp_path, capsys):
+    for target, form in (("w.pt", "released"), ("w.safetensors", "native")):
+        assert cli.main(["convert", str(runs / "a"), str(tmp_path / target), "--to", form]) == 0
+    back = load(tmp_path / "w.safetensors")
+    for name, value in load(runs / "a").net.state_dict().items():
+        assert torch.equal(value, back.net.state_dict()[name])
+    assert cli.main(["describe", str(tmp_path / "w.safetensors"), "dit_xl2"]) == 0
+    assert "118.64" in capsys.readouterr().out
+
+
+def test_dry_run_prints_a_recipe_that_trains(tmp_path, capsys):
+    assert cli.main(["train", "digits_small", "--dry-run", "--steps", "3"]) == 0
+    printed, _, summary = capsys.readouterr().out.rpartition("}\n")
+    assert "1437 images of digits" in summary
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(printed + "}")
+    assert json.loads(recipe.read_text())["train"]["steps"] == 3
+    assert cli.main(["train", str(recipe), "--out", str(tmp_path / "run"), "--batch=4", "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "dibug"], "no preset is called 'dibug'"),
+        (["train", "nowhere.json"], "no recipe file"),
+        (["train", "debug", "--stpes", "3"], "a recipe has no 'stpes'"),
+        (["train", "debug", "word"], "expected --field value, got 'word'"),
+        (["train", "dit_s2"], "a folder of images needs its path"),
+        (["train", "debug", "--data.kind", "tar"], "data.kind is one of"),
+        (["describe", "dit_m2"], "no network is called"),
+        (["convert", "nothing.pt", "x.pt", "--to", "released"], "nothing.pt"),
+    ],
+)
+def test_bad_commands_are_told_apart(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in failing(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_sampling_is_told_apart(runs, tmp_path, capsys):
+    a, b = f"small={runs / 'a'}", f"large={runs / 'b'}"
+    plan = tmp_path / "plan.json"
+    plan.write_text(Plan.explicit(["small", "huge"]).to_json())
+    cases = [
+        ([a, b], "several members need --plan"),
+        ([a, b, "--fraction", "1.5"], "lies in 0..1"),
+        ([a, "--fraction", "0.5"], "needs two members"),
+        ([a, a, "--fraction", "0.5"], "two members are called 'small'"),
+        ([runs / "a", runs / "b", "--fraction", "0.5"], "name each of several"),
+        ([a, b, "--plan", plan], "the plan names huge; the members are small, large"),
+        ([a, b, "--plan", plan, "--fraction", "0.5"], "give one"),
+        ([a, b, "--plan", tmp_path / "no.json"], "no plan file"),
+        ([a, "--labels", "10"], "labels lie in 0..9; got 10"),
+        ([a, "--labels", "x"], "whole numbers"),
+        ([a, "--num", "0"], "at least 1"),
+        ([a, "--sampler", "rk4"], "sampler is one of"),
+        ([tmp_path / "nothing"], "nothing"),
+    ]
+    for arguments, said in cases:
+        assert said in failing(capsys, "sample", *arguments, "--out", tmp_path / "out"), said
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    assert "cannot write samples" in failing(capsys, "sample", a, "--steps", "2", "--out", tmp_path / "file" / "x")
+
+
+def test_every_preset_builds():
+    for name, build in RECIPES.items():
+        assert build().name == name
