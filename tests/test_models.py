@@ -191,5 +191,5 @@ def test_bad_configs_are_refused(changes, said):
 def test_bad_presets_are_refused():
     with pytest.raises(HemstitchError, match="no network is called 'dit_m2'"):
         build("dit_m2")
-    with pytest.raises(HemstitchError, match="describe its members|hemstitch counts"):
+    with pytest.raises(HemstitchError, match=r"describe its members|hemstitch counts"):
         describe(torch.nn.Linear(1, 1))

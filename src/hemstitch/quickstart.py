@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -187,7 +188,7 @@ def _measure(
         images = torch.cat([part.images for part in mine])
         measured = Measured.of(setting, candidate, images, [part.seconds for part in mine])
         if baseline is None:
-            baseline = measured
+            baseline, cost = measured, _cost(candidates, parts) or cost
             talk.say(f"\n{report.TABLE_HEAD}")
         points.append(measured.point(baseline, cost))
         talk.say(report.table_row(points[-1]))
@@ -196,6 +197,16 @@ def _measure(
     data = {"points": [p.to_json() for p in points], "provenance": source}
     write_text(paths.curve, json.dumps(data, indent=1))
     return points
+
+
+def _cost(candidates: list[Candidate], parts: list[list[Sampled]]) -> dict[str, float]:
+    """Seconds per image and step of each member, from the plans that use one member alone, in the same run."""
+    cost: dict[str, float] = {}
+    for candidate, mine in zip(candidates, parts, strict=True):
+        names = list(candidate.plan.counts)
+        if len(names) == 1 and names[0] not in cost and len(mine) > 1:
+            cost[names[0]] = statistics.median(part.seconds for part in mine) / candidate.plan.steps
+    return cost if len(cost) == 2 else {}
 
 
 # What may differ between two measurements of the same thing.
@@ -218,7 +229,9 @@ def _measured(paths: Paths, source: dict[str, str], fractions: list[float]) -> l
 
 
 def _write_report(paths: Paths, points: list[Point], members: dict[str, NetDenoiser], source: dict[str, str]) -> None:
-    picture = pictures.curve_png(points, f"Digits: a small DiT stitched to a Switch-DiT, {STEPS} steps, {SAMPLER}")
+    picture = pictures.curve_png(
+        points, f"Digits: a small DiT first, then a Switch-DiT; {STEPS} steps of {SAMPLER.upper()}, guidance {GUIDANCE}"
+    )
     write_atomic(paths.out / "curve.png", lambda aside: _write_bytes(aside, picture))
     grids = {}
     for plan, samples in load_file(paths.shown).items():

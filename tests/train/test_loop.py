@@ -155,7 +155,7 @@ def test_no_space_leaves_the_checkpoint_before(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-        with pytest.raises(HemstitchError, match="could not be written .*; the one before it is untouched"):
+        with pytest.raises(HemstitchError, match=r"could not be written .*; the one before it is untouched"):
             run_to_end(short(8, every=8), out, resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -183,7 +183,7 @@ def test_a_run_is_not_overwritten(straight, tmp_path):
         run_to_end(short(40), straight)
     (tmp_path / "notes.txt").write_text("mine")
     for resume in (False, True):
-        with pytest.raises(HemstitchError, match="not empty and not a run|not a run folder"):
+        with pytest.raises(HemstitchError, match=r"not empty and not a run|not a run folder"):
             run_to_end(short(2), tmp_path, resume=resume)
 
 

@@ -32,7 +32,8 @@ class Point:
     distance: Fréchet distance to the reference; distance_error: its standard error; gap_error: that of its difference
     from the baseline's distance. Both by bootstrap over the samples, the same draws for all plans, whose sample i has
     the same seed and label. accuracy: share of samples that the classifier takes for their class. ms_per_image: median
-    over batches. speedup: against the baseline, measured; speedup_ideal: from the members' own cost per call.
+    over batches. speedup: against the baseline, measured; speedup_ideal: from the members'
+    own cost per step, as if stitching cost nothing.
     """
 
     plan: str

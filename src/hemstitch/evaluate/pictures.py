@@ -75,7 +75,7 @@ def curve_png(points: Sequence[Point], title: str) -> bytes:
         ),
         (
             stitched,
-            "stitched: small model first",
+            "stitched: share of steps by the small model",
             {"color": "#1f4e8c", "marker": "o", "linestyle": "-", "markersize": 6},
             lambda p: f"{p.fraction:g}",
         ),
@@ -88,16 +88,16 @@ def curve_png(points: Sequence[Point], title: str) -> bytes:
             linewidth=1.8,
             **style,
         )
-        below = style["marker"] == "o"
+        above = style["marker"] == "o"
         for p in chosen:
-            if p.fraction == 0 and not below:
+            if p.fraction == 0 and not above:
                 continue
             axes.annotate(
                 text(p),
                 (p.ms_per_image, p.distance),
-                xytext=(0, -14 if below else 9),
+                xytext=(5, 6) if above else (0, -15),
                 textcoords="offset points",
-                ha="center",
+                ha="left" if above else "center",
                 fontsize=8,
                 color=style["color"],
             )

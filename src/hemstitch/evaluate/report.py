@@ -96,7 +96,8 @@ trained on scikit-learn's handwritten digits just before this page was made.</p>
 <div class="scroll"><table><thead><tr><th>plan</th><th>steps</th><th>Fréchet distance</th><th>class accuracy</th>
 <th>ms per image</th><th>speed-up measured</th><th>speed-up ideal</th></tr></thead><tbody>{rows}</tbody></table></div>
 <p class="soft">Distance and accuracy are measured in the feature space of a small classifier trained on the same
-digits. Ideal is the sum of each model's own time per step, without any cost of stitching.</p>
+digits, with its standard error by bootstrap. Ideal is the sum of each model's own time per step, as if stitching cost
+nothing.</p>
 <h2>The same seeds under every plan</h2>
 <p class="soft">Columns are the classes 0 to 9. Early steps settle the layout: plans with the same start share it.</p>
 <div class="plans">{figures}</div>
