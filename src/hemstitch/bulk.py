@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Unpack
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .denoiser import Denoiser
 from .errors import HemstitchError
 from .evaluate import pictures
-from .files import write_atomic
+from .files import save_tensors, write_atomic, write_bytes
 from .sampling import Look, generate
 
 
@@ -40,11 +39,10 @@ def write_samples(
         try:
             for i, image in zip(index, images, strict=True):
                 if is_picture:
-                    data = pictures.png(image)
-                    write_atomic(out / f"{i:06d}.png", lambda aside, data=data: _write(aside, data))  # type: ignore[misc]
+                    write_bytes(out / f"{i:06d}.png", pictures.png(image))
                 else:
                     tensors = {"x0": image.contiguous()}
-                    write_atomic(out / f"{i:06d}.safetensors", lambda aside, t=tensors: save_file(t, aside))  # type: ignore[misc]
+                    write_atomic(out / f"{i:06d}.safetensors", lambda aside, t=tensors: save_tensors(aside, t))  # type: ignore[misc]
         except OSError as error:
             raise HemstitchError(f"cannot write samples to {out} ({error})") from error
         shown += list(images[: 100 - len(shown)]) if is_picture else []
@@ -54,8 +52,4 @@ def write_samples(
         sheet = pictures.png(
             pictures.grid(torch.stack(shown), min(columns, len(shown))), scale=max(1, 64 // model.spec.size)
         )
-        write_atomic(out / "grid.png", lambda aside: _write(aside, sheet))
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+        write_bytes(out / "grid.png", sheet)

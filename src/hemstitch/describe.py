@@ -33,8 +33,8 @@ class Description:
     macs_unmerged: int
 
     def __str__(self) -> str:
-        active = "" if self.active_parameters == self.parameters else f" ({self.active_parameters / 1e6:.1f} M active)"
-        return f"{self.name}: {self.parameters / 1e6:.1f} M parameters{active}, {self.macs / 1e9:.3g} GMAC"
+        active = "" if self.active_parameters == self.parameters else f" ({_short(self.active_parameters)} active)"
+        return f"{self.name}: {_short(self.parameters)} parameters{active}, {_short(self.macs)} multiply-adds"
 
 
 def describe(model: Denoiser | nn.Module | NetConfig | str) -> Description:
@@ -52,7 +52,15 @@ def describe(model: Denoiser | nn.Module | NetConfig | str) -> Description:
     if not isinstance(net, DiT):
         raise HemstitchError(f"hemstitch counts its own networks; {type(net).__name__} is not one")
     config = net.config
-    return _count(config, f"{config.family} {config.width}x{config.depth}")
+    return _count(config, f"{config.family}, width {config.width}, {config.depth} blocks")
+
+
+def _short(count: int) -> str:
+    """Three digits and a unit: 1,234,567 is 1.23 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
 
 
 def _count(config: NetConfig, name: str) -> Description:

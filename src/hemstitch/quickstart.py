@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from . import recipes
 from .data import Digits
@@ -27,7 +27,7 @@ from .evaluate import pictures, report
 from .evaluate.curve import Candidate, Measured, Point, Sampled, Setting, rounds
 from .evaluate.features import Extractor, train_classifier
 from .evaluate.frechet import Moments
-from .files import read_json, write_atomic, write_text
+from .files import read_json, save_tensors, write_atomic, write_bytes, write_text
 from .provenance import provenance
 from .recipe import Recipe
 from .run import Run
@@ -193,7 +193,7 @@ def _measure(
         points.append(measured.point(baseline, cost))
         talk.say(report.table_row(points[-1]))
         shown[candidate.name] = images[: 10 * SHOWN_ROWS].contiguous()
-    write_atomic(paths.shown, lambda aside: save_file(shown, aside))
+    write_atomic(paths.shown, lambda aside: save_tensors(aside, shown))
     data = {"points": [p.to_json() for p in points], "provenance": source}
     write_text(paths.curve, json.dumps(data, indent=1))
     return points
@@ -232,15 +232,13 @@ def _write_report(paths: Paths, points: list[Point], members: dict[str, NetDenoi
     picture = pictures.curve_png(
         points, f"Digits: a small DiT first, then a Switch-DiT; {STEPS} steps of {SAMPLER.upper()}, guidance {GUIDANCE}"
     )
-    write_atomic(paths.out / "curve.png", lambda aside: _write_bytes(aside, picture))
+    write_bytes(paths.out / "curve.png", picture)
+    for old in paths.samples.glob("*.png"):
+        old.unlink()
     grids = {}
     for plan, samples in load_file(paths.shown).items():
-        grids[plan] = pictures.png(pictures.grid(samples, 10), scale=6)
+        grids[plan] = pictures.png(pictures.grid(samples, 10, gap=2, fill=0.0), scale=6)
         name = "".join(c if c.isalnum() else "_" for c in plan.replace("→", "to").replace("×", "")).strip("_")
-        write_atomic(paths.samples / f"{name}.png", lambda aside, data=grids[plan]: _write_bytes(aside, data))  # type: ignore[misc]
+        write_bytes(paths.samples / f"{name}.png", grids[plan])
     described = {name: str(describe(denoiser)) for name, denoiser in members.items()}
     write_text(paths.report, report.html(points, picture, grids, described, source))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)

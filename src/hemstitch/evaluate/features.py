@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data import Dataset, batches
 from ..errors import CheckpointError
-from ..files import read_json, write_atomic
+from ..files import read_json, save_tensors, write_atomic
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Extractor:
 
     def save(self, path: Path) -> None:
         note = json.dumps({"shape": asdict(self.net.shape), "accuracy": self.accuracy})
-        write_atomic(path, lambda aside: save_file(self.net.state_dict(), aside, {"classifier": note}))
+        write_atomic(path, lambda aside: save_tensors(aside, self.net.state_dict(), {"classifier": note}))
 
     @classmethod
     def load(cls, path: Path) -> Extractor:

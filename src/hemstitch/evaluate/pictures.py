@@ -35,11 +35,11 @@ def png(image_CHW: Tensor, scale: int = 1) -> bytes:
     return out.getvalue()
 
 
-def grid(images: Tensor, columns: int, gap: int = 1) -> Tensor:
-    """(N, C, S, S) to one (C, H, W) image, row by row, with a gap at the data's own darkest value."""
+def grid(images: Tensor, columns: int, gap: int = 1, fill: float = -1.0) -> Tensor:
+    """(N, C, S, S) to one (C, H, W) image, row by row, `gap` pixels of `fill` between."""
     N, C, H, W = images.shape
     rows = -(-N // columns)
-    sheet = torch.full((C, rows * (H + gap) - gap, columns * (W + gap) - gap), -1.0)
+    sheet = torch.full((C, rows * (H + gap) - gap, columns * (W + gap) - gap), fill)
     for i, image in enumerate(images):
         top, left = (i // columns) * (H + gap), (i % columns) * (W + gap)
         sheet[:, top : top + H, left : left + W] = image.cpu()

@@ -18,10 +18,10 @@ p { max-width: 46rem; } .soft { color: var(--soft); font-size: .92rem; }
 img { max-width: 100%; height: auto; display: block; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
-th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .35rem .55rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
 tr.base td { font-weight: 600; }
-.plans { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1.4rem; }
+.plans { display: grid; grid-template-columns: repeat(auto-fill, minmax(24rem, 1fr)); gap: 1.4rem; }
 figure { margin: 0; } figcaption { font-size: .9rem; margin-bottom: .3rem; }
 .plans img { width: 100%; image-rendering: pixelated; border: 1px solid var(--line); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .9rem; }
@@ -93,8 +93,8 @@ trained on scikit-learn's handwritten digits just before this page was made.</p>
 <img alt="Fréchet distance against time per image for stitched plans and for the large model at fewer steps"
  src="{_data(curve_png)}">
 <h2>Every plan</h2>
-<div class="scroll"><table><thead><tr><th>plan</th><th>steps</th><th>Fréchet distance</th><th>class accuracy</th>
-<th>ms per image</th><th>speed-up measured</th><th>speed-up ideal</th></tr></thead><tbody>{rows}</tbody></table></div>
+<div class="scroll"><table><thead><tr><th>plan</th><th>steps</th><th>Fréchet distance</th><th>class<br>accuracy</th>
+<th>ms per<br>image</th><th>speed-up<br>measured</th><th>speed-up<br>ideal</th></tr></thead><tbody>{rows}</tbody></table></div>
 <p class="soft">Distance and accuracy are measured in the feature space of a small classifier trained on the same
 digits, with its standard error by bootstrap. Ideal is the sum of each model's own time per step, as if stitching cost
 nothing.</p>

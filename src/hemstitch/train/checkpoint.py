@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, HemstitchError
-from ..files import read_json, sync, write_text
+from ..files import read_json, save_tensors, sync, write_text
 from ..models import DiT
 from ..process import Process
 from ..weights import save_net
@@ -53,7 +53,7 @@ def save(
         aside.mkdir()
         save_net(aside / "model.safetensors", net.state_dict(), net.config, process, space)
         save_net(aside / "ema.safetensors", ema.state_dict(), ema.config, process, space)
-        save_file(_optimizer_tensors(net, optimizer), aside / "optimizer.safetensors")
+        save_tensors(aside / "optimizer.safetensors", _optimizer_tensors(net, optimizer))
         (aside / "state.json").write_text(json.dumps({"step": step, "recipe": recipe_hash}))
         files = sorted(aside.iterdir())
         for file in files:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from ..denoiser import NetDenoiser
 from ..errors import CheckpointError, HemstitchError
+from ..files import save_tensors
 from ..models import DiT
 from ..models.config import NetConfig
 from ..models.layers import sincos_positions
@@ -234,7 +234,7 @@ def write(path: Path, denoiser: NetDenoiser, net: DiT) -> list[str]:
     tensors = from_released(net.state_dict(), config.depth)
 
     def fill(folder: Path) -> None:
-        save_file(tensors, folder / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
+        save_tensors(folder / f"{WEIGHTS}.safetensors", tensors, {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(_config_json(config), indent=2), encoding="utf-8")
         header = Header.of(config, denoiser.process, denoiser.spec.space)
         (folder / HEADER).write_text(header.to_json(), encoding="utf-8")

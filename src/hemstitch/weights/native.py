@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError, HemstitchError
-from ..files import read_json, write_atomic
+from ..files import read_json, save_tensors, write_atomic
 from ..models.config import NetConfig
 from ..process import Process
 from ..recipe import from_dict
@@ -76,7 +75,7 @@ def save_net(path: Path, net_state: Mapping[str, Tensor], config: NetConfig, pro
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in net_state.items()}
     metadata = {KEY: Header.of(config, process, space).to_json()}
-    write_atomic(path, lambda aside: save_file(tensors, aside, metadata=metadata))
+    write_atomic(path, lambda aside: save_tensors(aside, tensors, metadata))
 
 
 def in_run(folder: Path, weights: Weights) -> Path:

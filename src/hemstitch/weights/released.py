@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..denoiser import NetDenoiser
 from ..errors import CheckpointError, HemstitchError
-from ..files import write_atomic
+from ..files import save_tensors, write_atomic
 from ..models import DiT
 from ..models.config import SIZES, NetConfig
 from ..models.layers import sincos_positions
@@ -120,7 +119,7 @@ def write(path: Path, denoiser: NetDenoiser, net: DiT) -> list[str]:
         torch.save(state, aside)
 
     def by_safetensors(aside: Path) -> None:
-        save_file(state, aside)
+        save_tensors(aside, state)
 
     write_atomic(path, by_safetensors if path.suffix == ".safetensors" else by_torch)
     return _notes(state, denoiser, net.config)
