@@ -94,7 +94,8 @@ trained on scikit-learn's handwritten digits just before this page was made.</p>
  src="{_data(curve_png)}">
 <h2>Every plan</h2>
 <div class="scroll"><table><thead><tr><th>plan</th><th>steps</th><th>Fréchet distance</th><th>class<br>accuracy</th>
-<th>ms per<br>image</th><th>speed-up<br>measured</th><th>speed-up<br>ideal</th></tr></thead><tbody>{rows}</tbody></table></div>
+<th>ms per<br>image</th><th>speed-up<br>measured</th><th>speed-up<br>ideal</th></tr></thead>
+<tbody>{rows}</tbody></table></div>
 <p class="soft">Distance and accuracy are measured in the feature space of a small classifier trained on the same
 digits, with its standard error by bootstrap. Ideal is the sum of each model's own time per step, as if stitching cost
 nothing.</p>
