@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -27,7 +28,12 @@ def provenance(device: torch.device | str = "cpu", dtype: str = "float32") -> di
 
 
 def _commit() -> str:
-    """The commit that this code was run from, or "not a checkout"."""
+    """The commit that this code was run from, or "not a checkout".
+
+    HEMSTITCH_COMMIT says it where the code was copied without its history.
+    """
+    if os.environ.get("HEMSTITCH_COMMIT"):
+        return os.environ["HEMSTITCH_COMMIT"]
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:

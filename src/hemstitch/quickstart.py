@@ -154,7 +154,7 @@ def _candidates(fractions: list[float], cost: dict[str, float]) -> list[Candidat
         plan = Plan.fractions({"small": fraction, "large": 1 - fraction}, STEPS)
         stitched.append(Candidate(str(plan), fraction, plan))
         steps = max(2, round(ideal_seconds(plan, cost) / cost["large"]))
-        if fraction > 0:
+        if steps < STEPS and all(steps != other.plan.steps for other in alone):
             alone.append(Candidate(f"large alone, {steps} steps", None, Plan.steps_each({"large": steps})))
     return stitched + alone
 

@@ -36,12 +36,21 @@ class Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mean_a - mean_b|² + tr(C_a + C_b - 2 (C_a C_b)^½), from symmetric eigenvalues: no complex square root."""
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(min=0)).sum()
+    """|mean_a - mean_b|² + tr(C_a + C_b - 2 (C_a C_b)^½).
+
+    With C = R Rᵀ the trace of the product's root is the sum of the singular values of R_aᵀ R_b: no complex square root,
+    and no square root of rounding noise where a covariance is singular.
+    """
+    cross = np.linalg.svd(_factor(a.covariance).T @ _factor(b.covariance), compute_uv=False).sum()
     offset = a.mean - b.mean
     return float(offset @ offset + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+
+
+def _factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """R with R Rᵀ = covariance; eigenvalues that are rounding noise count as zero."""
+    values, vectors = np.linalg.eigh(covariance)
+    noise = values.max() * len(values) * np.finfo(np.float64).eps
+    return vectors * np.sqrt(np.where(values > noise, values, 0.0))
 
 
 def bootstrap_distances(features_NF: Tensor, reference: Moments, resamples: int = 20) -> NDArray[np.float64]:
