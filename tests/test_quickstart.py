@@ -17,9 +17,9 @@ POINT = {"plan", "fraction", "steps", "distance", "accuracy", "ms_per_image", "s
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch):
-    for name, width in (("digits_small", 8), ("digits_large", 16)):
+    for name, width, depth in (("digits_small", 8, 1), ("digits_large", 64, 3)):
         recipe = getattr(recipes, name)()
-        net = replace(recipe.net, width=width, heads=2, depth=1)
+        net = replace(recipe.net, width=width, heads=2, depth=depth)
         brief = replace(recipe, net=net, train=replace(recipe.train, steps=20, checkpoint_every=10))
         monkeypatch.setattr(recipes, name, lambda brief=brief: brief)
     monkeypatch.setattr(quick, "STEPS", 5)
