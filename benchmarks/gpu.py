@@ -20,7 +20,7 @@ from hemstitch import Guided, NetConfig, NetDenoiser, Plan, Process, Spec, Stitc
 from hemstitch.models import preset
 from hemstitch.provenance import provenance
 from hemstitch.samplers import SAMPLERS
-from hemstitch.sampling import prepare
+from hemstitch.sampling import Job, prepare
 from hemstitch.train.loop import fit
 from hemstitch.train.objective import Objective
 
@@ -80,22 +80,28 @@ def no_synchronisation() -> dict[str, str]:
     verdict = {}
     for name in SAMPLERS:
         generate(model, [1, 2, 3, 4], sampler=name, guidance=1.5)  # warm
-        job = prepare(model, [1, 2, 3, 4], sampler=name, guidance=1.5)
-        state = job.state
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            with torch.no_grad():
-                while not bool(state.done.all()):
-                    at = state.t
-                    route = job.denoiser.route(state.step, at)
-                    state = job.sampler.step(state, job.denoiser(state.x, at, job.labels, member=route))
-            verdict[name] = "none"
-        except RuntimeError as error:
-            verdict[name] = str(error).splitlines()[0]
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        verdict[name] = _stepping(prepare(model, [1, 2, 3, 4], sampler=name, guidance=1.5))
+        mixed = prepare(model, [1, 2, 3, 4], sampler=name, guidance=[1.0, 1.5, 2.0, 1.0])
+        verdict[f"{name}, rows of different members and guidance"] = _stepping(mixed, apart=True)
     return verdict
+
+
+def _stepping(job: Job, apart: bool = False) -> str:
+    """Step to the end, raising at synchronisation. apart: rows go to the members in turn, whatever the plan."""
+    state = job.state
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.no_grad():
+            while not bool(state.done.all()):
+                at = state.t
+                route = torch.arange(len(at)) % 2 if apart else job.denoiser.route(state.step, at)
+                state = job.sampler.step(state, job.denoiser(state.x, at, job.labels, member=route))
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return "none"
 
 
 def stitching(dtype: torch.dtype, steps: int = 100, batch: int = 8) -> list[dict[str, float]]:
@@ -171,11 +177,13 @@ def training_step(objective: Objective, optimizer: torch.optim.Optimizer, batch:
 
 
 def training_run() -> dict[str, float]:
-    """The debug recipe through `fit` on this device, in bf16: losses fall and the checkpoint is written."""
+    """The debug recipe through `fit` on this device, in bf16, in two sittings: losses fall and it resumes."""
     recipe = recipes.debug()
     recipe = replace(recipe, train=replace(recipe.train, steps=100, log_every=50))
+    first = replace(recipe, train=replace(recipe.train, steps=60))
     with tempfile.TemporaryDirectory() as folder:
-        told = list(fit(recipe, Path(folder) / "run"))
+        told = list(fit(first, Path(folder) / "run"))
+        told += list(fit(recipe, Path(folder) / "run", resume=True))
     return {"first_loss": told[0].loss, "last_loss": told[-1].loss, "images_per_second": told[-1].rate}
 
 
@@ -194,7 +202,7 @@ def main() -> None:
         "synchronisation": no_synchronisation,
         "training_run": training_run,
         "stitching_bf16": lambda: stitching(torch.bfloat16),
-        "stitching_fp32": lambda: stitching(torch.float32, steps=50),
+        "stitching_fp32": lambda: stitching(torch.float32, steps=25),
         "sampling_seconds_bf16": lambda: sampling_cost(torch.bfloat16),
         "training_bf16": training_cost,
     }

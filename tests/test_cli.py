@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hemstitch import Plan, cli, load
+from hemstitch import Plan, cli, load, save
 from hemstitch.recipes import RECIPES
 
 SMALL = ["--net.width", "16", "--net.depth", "1", "--batch", "8", "--device", "cpu"]
@@ -17,10 +17,16 @@ SMALL = ["--net.width", "16", "--net.depth", "1", "--batch", "8", "--device", "c
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two little trained runs, a and b."""
+    """A short-trained run "run", and two networks, a and b, whose samples differ by label and from each other."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, seed in (("a", "0"), ("b", "1")):
-        assert cli.main(["train", "debug", "--out", str(folder / name), "--steps", "2", "--seed", seed, *SMALL]) == 0
+    assert cli.main(["train", "debug", "--out", str(folder / "run"), "--steps", "2", *SMALL]) == 0
+    denoiser = load(folder / "run")
+    for name, seed in (("a", 0), ("b", 1)):
+        torch.manual_seed(seed)
+        for parameter in denoiser.net.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.2)
+        save(denoiser, folder / f"{name}.safetensors")
     return folder
 
 
@@ -46,12 +52,12 @@ def test_help_is_quick_and_light():
 def test_sample_one_and_several(runs, tmp_path, capsys):
     alone = tmp_path / "alone"
     options = ["--num", "5", "--steps", "4", "--guidance", "1.5"]
-    assert cli.main(["sample", str(runs / "b"), "--out", str(alone), *options]) == 0
+    assert cli.main(["sample", str(runs / "b.safetensors"), "--out", str(alone), *options]) == 0
     pictures = sorted(p.name for p in alone.iterdir())
     assert pictures == [*(f"{i:06d}.png" for i in range(5)), "grid.png"]
     assert Image.open(alone / "000000.png").size == (8, 8)
     stitched = tmp_path / "stitched"
-    members = [f"small={runs / 'a'}", f"large={runs / 'b'}"]
+    members = [f"small={runs / 'a.safetensors'}", f"large={runs / 'b.safetensors'}"]
     assert cli.main(["sample", *members, "--fraction", "0.5", "--out", str(stitched), *options]) == 0
     assert "plan of 4 steps: small ×2 → large ×2" in capsys.readouterr().out
     plan = tmp_path / "plan.json"
@@ -62,24 +68,40 @@ def test_sample_one_and_several(runs, tmp_path, capsys):
     for i in range(5):
         name = f"{i:06d}.png"
         assert (planned / name).read_bytes() == (alone / name).read_bytes()
+        assert (stitched / name).read_bytes() != (alone / name).read_bytes()
 
 
 def test_labels_repeat(runs, tmp_path):
     for batch in ("3", "64"):
         out = tmp_path / batch
         options = ["--num", "4", "--labels", "7,2", "--steps", "2", "--batch", batch]
-        assert cli.main(["sample", str(runs / "a"), "--out", str(out), *options]) == 0
-    assert (tmp_path / "3" / "000003.png").read_bytes() == (tmp_path / "64" / "000003.png").read_bytes()
+        assert cli.main(["sample", str(runs / "a.safetensors"), "--out", str(out), *options]) == 0
+    for i in range(4):
+        assert (tmp_path / "3" / f"{i:06d}.png").read_bytes() == (tmp_path / "64" / f"{i:06d}.png").read_bytes()
+    other = tmp_path / "other"
+    assert (
+        cli.main(
+            ["sample", str(runs / "a.safetensors"), "--num", "4", "--labels", "2", "--steps", "2", "--out", str(other)]
+        )
+        == 0
+    )
+    same = [(other / f"{i:06d}.png").read_bytes() == (tmp_path / "64" / f"{i:06d}.png").read_bytes() for i in range(4)]
+    assert same == [False, True, False, True]
 
 
 def test_convert_and_back(runs, tmp_path, capsys):
     for target, form in (("w.pt", "released"), ("w.safetensors", "native")):
-        assert cli.main(["convert", str(runs / "a"), str(tmp_path / target), "--to", form]) == 0
+        assert cli.main(["convert", str(runs / "a.safetensors"), str(tmp_path / target), "--to", form]) == 0
     back = load(tmp_path / "w.safetensors")
-    for name, value in load(runs / "a").net.state_dict().items():
+    for name, value in load(runs / "a.safetensors").net.state_dict().items():
         assert torch.equal(value, back.net.state_dict()[name])
     assert cli.main(["describe", str(tmp_path / "w.safetensors"), "dit_xl2"]) == 0
     assert "118.64" in capsys.readouterr().out
+
+
+def test_a_finished_run_says_so(runs, capsys):
+    assert cli.main(["train", "debug", "--out", str(runs / "run"), "--steps", "2", "--resume", *SMALL]) == 0
+    assert "nothing to do" in capsys.readouterr().out
 
 
 def test_dry_run_prints_a_recipe_that_trains(tmp_path, capsys):
@@ -101,6 +123,10 @@ def test_dry_run_prints_a_recipe_that_trains(tmp_path, capsys):
         (["train", "debug", "word"], "expected --field value, got 'word'"),
         (["train", "dit_s2"], "a folder of images needs its path"),
         (["train", "debug", "--data.kind", "tar"], "data.kind is one of"),
+        (["train", "debug", "--weighting", "nope"], "weighting is one of"),
+        (["train", "debug", "--net.mlp_ratio", "-1"], "mlp_ratio is above 0"),
+        (["train", "debug", "--learning-rate", "NaN"], "finite"),
+        (["train", "digits_large", "--data.kind", "folder", "--data.path", "2024", "--data.size", "8"], "2024"),
         (["describe", "dit_m2"], "no network is called"),
         (["convert", "nothing.pt", "x.pt", "--to", "released"], "nothing.pt"),
     ],
@@ -112,7 +138,7 @@ def test_bad_commands_are_told_apart(arguments, said, capsys, tmp_path, monkeypa
 
 
 def test_bad_sampling_is_told_apart(runs, tmp_path, capsys):
-    a, b = f"small={runs / 'a'}", f"large={runs / 'b'}"
+    a, b = f"small={runs / 'a.safetensors'}", f"large={runs / 'b.safetensors'}"
     plan = tmp_path / "plan.json"
     plan.write_text(Plan.explicit(["small", "huge"]).to_json())
     cases = [
@@ -120,19 +146,27 @@ def test_bad_sampling_is_told_apart(runs, tmp_path, capsys):
         ([a, b, "--fraction", "1.5"], "lies in 0..1"),
         ([a, "--fraction", "0.5"], "needs two members"),
         ([a, a, "--fraction", "0.5"], "two members are called 'small'"),
-        ([runs / "a", runs / "b", "--fraction", "0.5"], "name each of several"),
+        ([runs / "a.safetensors", runs / "run", "--fraction", "0.5"], "name each of several"),
         ([a, b, "--plan", plan], "the plan names huge; the members are small, large"),
         ([a, b, "--plan", plan, "--fraction", "0.5"], "give one"),
         ([a, b, "--plan", tmp_path / "no.json"], "no plan file"),
         ([a, "--labels", "10"], "labels lie in 0..9; got 10"),
         ([a, "--labels", "x"], "whole numbers"),
         ([a, "--num", "0"], "at least 1"),
+        ([a, "--steps", "0"], "at least 1"),
+        ([a, "--guidance", "nan"], "finite"),
+        ([a, b, "--plan", tmp_path], "cannot be read as JSON"),
         ([a, "--sampler", "rk4"], "sampler is one of"),
         ([tmp_path / "nothing"], "nothing"),
     ]
     for arguments, said in cases:
         assert said in failing(capsys, "sample", *arguments, "--out", tmp_path / "out"), said
     assert not (tmp_path / "out").exists()
+    if not torch.cuda.is_available():
+        assert "no GPU" in failing(capsys, "sample", a, "--device", "cuda", "--out", tmp_path / "out")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "000007.png").write_text("")
+    assert "holds samples already" in failing(capsys, "sample", a, "--steps", "2", "--out", tmp_path / "used")
     (tmp_path / "file").write_text("")
     assert "cannot write samples" in failing(capsys, "sample", a, "--steps", "2", "--out", tmp_path / "file" / "x")
 

@@ -71,6 +71,16 @@ def test_any_size_any_classes(family, patch, classes):
     assert float(out.abs().max()) == 0  # every network starts at zero
 
 
+@torch.no_grad()
+def test_a_bf16_network_keeps_its_timesteps():
+    """Half precision rounds the weights, not the angles of late timesteps."""
+    net = randomised(TINY)
+    t = torch.tensor([50.0, 300.0, 700.0, 999.0])
+    full = net.t_embedder(t)
+    half = net.to(torch.bfloat16).t_embedder(t).float()
+    assert float((half - full).norm() / full.norm()) < 0.02
+
+
 def test_switch_dit_starts_as_a_dit():
     switch = randomised(NetConfig(**(vars(TINY) | {"family": "switch_dit"})))
     for router in switch.routers:

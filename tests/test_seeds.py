@@ -59,7 +59,13 @@ def test_integers_and_uniforms_cover_their_range():
     assert 1 - 1e-3 < float(u.max()) < 1
 
 
+def test_numpy_integers_are_seeds():
+    assert seeds.keys(np.arange(3)).tolist() == [[0, 0], [1, 0], [2, 0]]
+
+
 def test_bad_seeds_are_refused():
+    with pytest.raises(HemstitchError, match=r"lie in 0\.\."):
+        seeds.keys(torch.tensor([[0, -1]]))
     with pytest.raises(HemstitchError, match=r"lie in 0\.\."):
         seeds.keys([-1])
     with pytest.raises(HemstitchError, match="seed and index"):

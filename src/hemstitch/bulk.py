@@ -30,6 +30,8 @@ def write_samples(
 
     labels repeat as needed. Pixel models have 1 or 3 channels; anything else is kept as latents, a tensor "x0" each.
     """
+    if out.is_dir() and any(p.stem.isdigit() for p in out.iterdir()):
+        raise HemstitchError(f"{out} holds samples already: choose another --out, or remove them")
     is_picture = model.spec.channels in (1, 3)
     shown: list[Tensor] = []
     for start in range(0, count, batch):

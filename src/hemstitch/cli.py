@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,14 +29,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if rest and known.verb != "train":
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    warnings.showwarning = _warn
     try:
         return _VERBS[known.verb](known, rest)
     except (HemstitchError, MissingExtraError) as error:
         print(f"hemstitch: {error}", file=sys.stderr)
         return 2
+    except (OSError, UnicodeDecodeError) as error:  # unreadable, unwritable, no space: the message has the path
+        print(f"hemstitch: a file could not be read or written: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nhemstitch: interrupted", file=sys.stderr)
         return 130
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+    """Ours are for the person at the keyboard; others keep their name."""
+    named = "" if category is UserWarning else f" ({category.__name__})"
+    print(f"hemstitch: warning{named}: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,13 +123,14 @@ def _quickstart(known: argparse.Namespace, rest: list[str]) -> int:
 
 def _train(known: argparse.Namespace, rest: list[str]) -> int:
     from . import recipes
+    from .files import read_json_file
     from .recipe import Recipe
 
     path = Path(known.recipe)
     if path.suffix == ".json":
         if not path.exists():
             raise HemstitchError(f"there is no recipe file {path}")
-        recipe = Recipe.from_json(path.read_text())
+        recipe = Recipe.from_data(read_json_file(path))
     else:
         recipe = recipes.recipe(known.recipe)
     recipe = recipe.overridden(_overrides(rest))
@@ -129,11 +141,14 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
 
     line = _Line()
     line.say(f"{recipe.name} -> {out}")
+    progress = None
     for progress in fit(recipe, out, resume=known.resume, device=known.device):
         line.show(f"{recipe.name}: {_told(progress)}", last=progress.left == 0 or progress.stopped)
         if progress.stopped:
             line.say(f"stopped after step {progress.step}, saved in {progress.saved}; --resume goes on from there")
             return 130
+    if progress is None:
+        line.say(f"{out} is trained to step {recipe.train.steps} or beyond already: nothing to do")
     return 0
 
 
@@ -215,6 +230,11 @@ def _sample(known: argparse.Namespace, rest: list[str]) -> int:
 def _members(arguments: list[str], device: str) -> dict[str, Denoiser]:
     from .weights import load
 
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise HemstitchError("there is no GPU that torch can use here: leave out --device, or say cpu")
     members: dict[str, Denoiser] = {}
     for argument in arguments:
         name, equals, path = argument.partition("=")
@@ -229,6 +249,7 @@ def _members(arguments: list[str], device: str) -> dict[str, Denoiser]:
 
 
 def _plan(known: argparse.Namespace, names: list[str]) -> Plan | None:
+    from .files import read_json_file
     from .stitch.plan import Plan
 
     if known.plan is not None:
@@ -236,7 +257,7 @@ def _plan(known: argparse.Namespace, names: list[str]) -> Plan | None:
             raise HemstitchError("--plan and --fraction both say which member runs when: give one")
         if not known.plan.exists():
             raise HemstitchError(f"there is no plan file {known.plan}")
-        return Plan.from_json(known.plan.read_text())
+        return Plan.from_data(read_json_file(known.plan))
     if len(names) == 1:
         if known.fraction is not None:
             raise HemstitchError("--fraction needs two members: small=PATH large=PATH")

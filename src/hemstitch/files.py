@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -43,7 +44,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     """A safetensors file with the permissions that any new file here would have (the library's own are private)."""
     path.touch()
     mode = path.stat().st_mode
-    save_file(dict(tensors), path, metadata)
+    try:
+        save_file(dict(tensors), path, metadata)
+    except SafetensorError as error:  # what the library makes of a full disk
+        raise OSError(f"{path}: {error}") from error
     path.chmod(mode)
 
 
@@ -54,6 +58,15 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_json_file(path: Path) -> dict[str, Any]:
+    """A file that is one JSON object, or a HemstitchError that names it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HemstitchError(f"{path} cannot be read as JSON: {error}") from None
+    return read_json(text, str(path))
 
 
 def read_json(text: str, what: str) -> dict[str, Any]:

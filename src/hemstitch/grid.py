@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -87,6 +88,8 @@ def timesteps(process: Process, steps: int, grid: str | Sequence[float] | Tensor
             raise HemstitchError(f"{steps} steps of a process that has {process.timesteps}: ask for fewer")
         times = GRIDS[grid](process, steps)
     low, high = float(times.min()), float(times.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise HemstitchError("grid times are finite numbers")
     if low < 0 or high > process.t_max or (process.is_flow and low == 0):
         above = "above 0, up to" if process.is_flow else "within 0 and"
         raise HemstitchError(f"grid times lie {above} {process.t_max:g}; these reach from {low:g} to {high:g}")

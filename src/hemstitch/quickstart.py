@@ -27,7 +27,7 @@ from .evaluate import pictures, report
 from .evaluate.curve import Candidate, Measured, Point, Sampled, Setting, rounds
 from .evaluate.features import Extractor, train_classifier
 from .evaluate.frechet import Moments
-from .files import read_json, save_tensors, write_atomic, write_bytes, write_text
+from .files import read_json_file, save_tensors, write_atomic, write_bytes, write_text
 from .provenance import provenance
 from .recipe import Recipe
 from .run import Run
@@ -100,6 +100,7 @@ def quickstart(
     if not reuse and paths.report.exists():
         for path in paths.made_here():
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    write_text(out / "README.txt", "Made by `hemstitch quickstart`; open report.html.\n")
     extractor = _classifier(paths, talk)
     for name, recipe in planned.items():
         for progress in _trained(out / name, recipe):
@@ -122,7 +123,7 @@ def quickstart(
     if points is None:
         points = _measure(paths, members, extractor, reference, num, fractions, source, talk)
     else:
-        source = read_json(paths.curve.read_text(), str(paths.curve))["provenance"]
+        source = read_json_file(paths.curve)["provenance"]
         talk.say(f"measured before, {source['date']}:\n" + report.table(points))
     _write_report(paths, points, members, source)
     talk.say(f"\n{report.summary(points)}\n{paths.report} ({time.perf_counter() - began:.0f} s)")
@@ -131,6 +132,7 @@ def quickstart(
 def _classifier(paths: Paths, talk: Talk) -> Extractor:
     if paths.classifier.exists():
         return Extractor.load(paths.classifier)
+    talk.say("training the classifier that measures distance (some ten seconds)")
     extractor = train_classifier(Digits("train"), Digits("test"))
     extractor.save(paths.classifier)
     talk.say(f"classifier for distances: {extractor.accuracy:.1%} of {len(Digits('test'))} held-out digits right")
@@ -143,7 +145,7 @@ def _trained(path: Path, recipe: Recipe) -> Iterator[Progress]:
     newest = run.newest() if run.exists else None
     if newest is not None and newest.name.endswith(f"{recipe.train.steps:08d}"):
         return iter(())
-    return fit(recipe, path, resume=run.exists)
+    return fit(recipe, path, resume=run.exists, device="cpu")
 
 
 def _candidates(fractions: list[float], cost: dict[str, float]) -> list[Candidate]:
@@ -217,7 +219,9 @@ def _measured(paths: Paths, source: dict[str, str], fractions: list[float]) -> l
     """The points of an earlier measurement of these very models and samples, if every fraction is among them."""
     if not (paths.curve.exists() and paths.shown.exists()):
         return None
-    data: dict[str, Any] = read_json(paths.curve.read_text(), str(paths.curve))
+    data: dict[str, Any] = read_json_file(paths.curve)
+    if set(data) != {"points", "provenance"}:
+        raise HemstitchError(f"{paths.curve} is not a curve of this library: remove it, or leave out --reuse")
     before = data["provenance"]
     if any(before.get(k) != v for k, v in source.items() if k not in _CIRCUMSTANCE):
         return None

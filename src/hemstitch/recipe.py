@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -13,6 +14,7 @@ from .errors import HemstitchError
 from .files import read_json
 from .models.config import NetConfig
 from .process import Process
+from .train.weighting import WEIGHTINGS
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class TrainRecipe:
         for name, top in (("ema", 1.0), ("label_dropout", 1.0)):
             if not 0 <= getattr(self, name) < top:
                 raise HemstitchError(f"train.{name} lies in 0..1 (below 1), not {getattr(self, name)}")
+        if self.weighting not in WEIGHTINGS:
+            raise HemstitchError(f"train.weighting is one of {', '.join(WEIGHTINGS)}, not {self.weighting!r}")
+        numbers = (self.learning_rate, self.weight_decay, self.clip, self.prior_weight, self.ema)
+        if not all(math.isfinite(number) for number in numbers):
+            raise HemstitchError("train's numbers are finite: learning_rate, weight_decay, clip, prior_weight, ema")
         if self.learning_rate <= 0 or self.clip < 0 or self.weight_decay < 0 or self.seed < 0:
             raise HemstitchError("train.learning_rate is above 0; train.clip, weight_decay and seed are at least 0")
 
@@ -92,7 +99,12 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        return cast(Recipe, from_dict(cls, read_json(text, "a recipe"), "recipe"))
+        return cls.from_data(read_json(text, "a recipe"))
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Recipe:
+        """From a JSON object already read."""
+        return cast(Recipe, from_dict(cls, data, "recipe"))
 
     @property
     def hash(self) -> str:
@@ -114,7 +126,7 @@ class Recipe:
             target = data if not group else data.get(group)
             if not isinstance(target, dict) or key not in target or isinstance(target[key], dict):
                 raise HemstitchError(f"a recipe has no {name!r}; it has {', '.join(_dotted(data))}")
-            target[key] = _parse(text)
+            target[key] = text if isinstance(target[key], str) else _parse(text)
         return cast(Recipe, from_dict(Recipe, data, "recipe"))
 
     def difference(self, other: Recipe) -> list[str]:

@@ -1,7 +1,8 @@
 """Presets: a name is a function that returns a recipe.
 
-`dit_s2` … `switch_dit_xl8` train on 32x32x4 latents of 256-pixel images as in the published tables (batch 256, 400K
-steps, AdamW 1e-4 constant, EMA 0.9999). The digits presets train on the bundled 8x8 digits on a CPU.
+`dit_s2` … `switch_dit_xl8` are the published sizes with the published settings (batch 256, 400K steps, AdamW 1e-4
+constant, EMA 0.9999) on the data that the caller names; the published runs train on latents, these on pixels so far.
+The digits presets train on the bundled 8x8 digits on a CPU.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def _published(name: str) -> Callable[[], Recipe]:
     def build() -> Recipe:
         return Recipe(name, preset(name), Process("linear", learned_variance=True), DataRecipe("folder"), TrainRecipe())
 
-    build.__doc__ = f"{name} on latents of 256-pixel images, as published."
+    build.__doc__ = f"{name}, with the published settings."
     return build
 
 

@@ -6,10 +6,10 @@ import json
 import warnings
 from pathlib import Path
 
-from .errors import CheckpointError, HemstitchError
-from .files import read_json, write_text
+from .errors import HemstitchError
+from .files import read_json, read_json_file, write_text
+from .marked import complete, sound
 from .recipe import Recipe
-from .train import checkpoint
 
 
 class Run:
@@ -28,7 +28,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        return Recipe.from_json((self.path / "recipe.json").read_text())
+        return Recipe.from_data(read_json_file(self.path / "recipe.json"))
 
     def begin(self, recipe: Recipe, resume: bool) -> None:
         """Make the folder, or check that what is in it is this recipe's."""
@@ -54,13 +54,11 @@ class Run:
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint whose files are whole; damaged ones are named and passed over."""
-        for candidate in reversed(checkpoint.complete(self.checkpoints)):
-            try:
-                checkpoint.verify(candidate)
-            except (CheckpointError, HemstitchError) as error:
-                warnings.warn(f"passing over a checkpoint: {error}", stacklevel=2)
-                continue
-            return candidate
+        for candidate in reversed(complete(self.checkpoints)):
+            wrong = sound(candidate)
+            if wrong is None:
+                return candidate
+            warnings.warn(f"passing over a checkpoint: {wrong}", stacklevel=2)
         return None
 
     def log(self, metrics: dict[str, float]) -> None:

@@ -158,7 +158,8 @@ class State:
 
     def combine(self, *terms: tuple[Tensor, Tensor]) -> Tensor:
         """Σ coefficient · tensor, the coefficients (B,) or (1,) float64 on the host, copied over in one piece."""
-        packed = torch.stack([torch.broadcast_to(c, (len(self.position),)) for c, _ in terms])
+        rows = max(len(c) for c, _ in terms)
+        packed = torch.stack([torch.broadcast_to(c, (rows,)) for c, _ in terms])
         moved = packed.to(self.x.dtype).to(self.x.device, non_blocking=True)
         total = None
         for coefficient, (_, tensor) in zip(moved, terms, strict=True):
@@ -203,6 +204,10 @@ class DDPM:
     variance: Literal["auto", "learned", "small", "large"] = "auto"
     order: ClassVar[int] = 1
     evaluations: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.variance not in ("auto", "learned", "small", "large"):
+            raise HemstitchError(f"DDPM's variance is auto, learned, small or large, not {self.variance!r}")
 
     def step(self, state: State, prediction: Prediction, noise: Tensor | None = None) -> State:
         here = state.position
@@ -279,7 +284,7 @@ class DPMpp2M:
         ready = (here > 0) & (sigma_next > 0) & torch.isfinite(h_last)
         if state.member is not None and prediction.member is not None:
             same = state.member == prediction.member
-            ready = ready & (same if len(ready) == len(same) else same.all())
+            ready = ready & (same[:1] if bool((same == same[0]).all()) else same)  # (B,) where rows differ
         toward = -alpha_next * torch.expm1(-h)
         # D = x_0 + h / (2 h_last) (x_0 - x_0 of the last step): eq. 16, r = h_last / h
         slope = torch.where(ready, toward * h / (2 * h_last), 0.0)

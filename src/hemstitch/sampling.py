@@ -89,8 +89,10 @@ def prepare(
 ) -> Job:
     """Check every argument of `sample` and lay out the first state. See `Options` for what they mean."""
     spec = model.spec
-    plan = model.plan if isinstance(model, Stitched) else None
-    steps = steps or (plan.steps if plan else 50)
+    inner = model.denoiser if isinstance(model, Guided) else model
+    plan = inner.plan if isinstance(inner, Stitched) else None
+    if steps is None:
+        steps = plan.steps if plan else 50
     if plan is not None and plan.steps != steps:
         raise HemstitchError(
             f"the plan is for {plan.steps} steps and steps is {steps}: make the plan for the steps that you sample with"
@@ -108,6 +110,8 @@ def prepare(
             raise HemstitchError(f"noise is (B, {spec.channels}, {spec.size}, {spec.size}), not {tuple(noise.shape)}")
         x = noise.to(device)
     scales = torch.as_tensor(guidance, dtype=torch.float64).reshape(-1)
+    if not bool(torch.isfinite(scales).all()):
+        raise HemstitchError(f"guidance is a finite number, or one per sample; got {guidance}")
     denoiser = model
     if bool((scales != 1).any()):
         denoiser = Guided(model, scales, guidance_channels, guidance_interval)
@@ -127,7 +131,10 @@ def check_labels(labels: Sequence[int] | Tensor | None, num_classes: int, batch:
         return None
     if not num_classes:
         raise HemstitchError("this model is unconditional: pass num= instead of labels=")
-    label_B = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
+    label_B = torch.as_tensor(labels).reshape(-1)
+    if len(label_B) and label_B.is_floating_point():
+        raise HemstitchError(f"labels are whole numbers; got {label_B.dtype}")
+    label_B = label_B.long()
     if len(label_B) != batch:
         raise HemstitchError(f"{len(label_B)} labels for {batch} seeds: give one label per sample")
     if batch and not (int(label_B.min()) >= 0 and int(label_B.max()) < num_classes):
@@ -189,7 +196,10 @@ def run(job: Job) -> Iterator[Step]:
 
 
 def generate(model: Denoiser, labels: Sequence[int] | Tensor | None = None, **options: Unpack[Options]) -> Tensor:
-    """The (B, C, H, W) samples at the end of `sample`, float32, in the scale that the model was trained on."""
+    """The (B, C, H, W) samples at the end of `sample`, in the scale that the model was trained on.
+
+    float32, or the dtype of `noise` where that is given.
+    """
     for step in sample(model, labels, **options):
         last = step
     return last.x.clone()

@@ -8,6 +8,7 @@ history. Integers agree bitwise between devices; normals up to the rounding of l
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -30,8 +31,12 @@ def keys(seeds: Sequence[Seed] | Tensor) -> Tensor:
     if isinstance(seeds, Tensor):
         if seeds.ndim != 2 or seeds.shape[1] != 2:
             raise HemstitchError(f"a tensor of seeds is (B, 2): seed and index; got {tuple(seeds.shape)}")
-        return seeds.long().cpu()
-    pairs = [(s, 0) if isinstance(s, int) else s for s in seeds]
+        pairs = [(int(seed), int(index)) for seed, index in seeds.tolist()]
+    else:
+        pairs = [
+            (operator.index(s[0]), operator.index(s[1])) if isinstance(s, tuple) else (operator.index(s), 0)
+            for s in seeds
+        ]
     for seed, index in pairs:
         if not (0 <= seed < 2**63 and 0 <= index < 2**63):
             raise HemstitchError(f"seeds and indices lie in 0..2**63-1; got ({seed}, {index})")

@@ -115,6 +115,27 @@ def test_among_rows_of_other_plans_steps_and_guidance(members, sampler, assert_c
         assert_close(finished[row], expected[row])
 
 
+@torch.no_grad()
+def test_a_row_that_changes_member_does_not_change_another(members, assert_close):
+    """Two plans in one batch of shared levels: DPM-Solver++ restarts the row at its seam, and that row alone."""
+    process = members["switch"].process
+    plans = [Plan.steps_each({"small": 3, "switch": 3}), Plan.steps_each({"switch": 6})]
+    stitches = [Stitched(members, plan, process=process) for plan in plans]
+    key = keys([(1, 0), (1, 1)])
+    state = init(normal(key, 0, SPEC.shape), Levels.of(process, timesteps(process, 6)), key)
+    for step in range(6):
+        route = torch.cat([s.route(torch.tensor([step]), state.t) for s in stitches])
+        state = SAMPLERS["dpmpp_2m"].step(state, stitches[0](state.x, state.t, torch.tensor([1, 2]), member=route))
+    for i, stitch in enumerate(stitches):
+        assert_close(state.x[i : i + 1], generate(stitch, [i + 1], seeds=[(1, i)], sampler="dpmpp_2m"))
+
+
+def test_guided_members_and_guided_stitches_keep_the_plan(members, assert_close):
+    stitch = Stitched(members, PLAN)
+    outer = generate(stitch, [1], seeds=[1], guidance=2.0)
+    assert_close(generate(Guided(stitch, 2.0), [1], seeds=[1]), outer)
+
+
 def test_one_member_stitched_is_that_member(members):
     plan = Plan.steps_each({"switch": 6})
     plain = generate(members["switch"], [1, 2], seeds=[1, 2], steps=6, guidance=2.0)
@@ -177,6 +198,10 @@ def test_the_checked_request_is_a_value(members):
         ({}, "say how many"),
         ({"num": 2}, "pass labels="),
         ({"labels": [1, 2], "seeds": [1]}, "agree on the number"),
+        ({"labels": [1], "steps": 0}, "the plan is for 8 steps and steps is 0"),
+        ({"labels": [1.7]}, "whole numbers"),
+        ({"labels": [1], "guidance": float("nan")}, "finite"),
+        ({"labels": [1], "grid": [float("nan")] * 8}, "finite"),
         ({"labels": [1], "steps": 7}, "the plan is for 8 steps"),
         ({"labels": [1], "sampler": "rk4"}, "sampler is one of"),
         ({"labels": [1], "sampler": "heun", "eta": 0.5}, "eta belongs"),

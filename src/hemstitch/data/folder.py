@@ -29,7 +29,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _WORKERS = min(8, os.cpu_count() or 1)
 _CHUNK = 256  # files per task of the header check
-_NAMED = 3  # broken files that a message names
+_NAMED = 20  # broken files that a message names
 
 
 class ImageFolder(Dataset):

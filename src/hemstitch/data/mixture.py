@@ -80,7 +80,7 @@ class MixtureDenoiser(Denoiser):
         )
         if cond is not None:
             M = len(means_MN)
-            other_BM = (torch.arange(M) != cond[:, None]) & (cond[:, None] < M)
+            other_BM = (torch.arange(M, device=cond.device) != cond[:, None]) & (cond[:, None] < M)
             log_BM = log_BM.masked_fill(other_BM, -torch.inf)
         share_BM = torch.softmax(log_BM, 1)
         gain_BM = alpha_B1 * self.mixture.stds**2 / variance_BM

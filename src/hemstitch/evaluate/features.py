@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..data import Dataset, batches
@@ -88,14 +88,14 @@ class Extractor:
 
     @classmethod
     def load(cls, path: Path) -> Extractor:
-        with safe_open(path, "pt") as file:
-            note = read_json((file.metadata() or {}).get("classifier", ""), f"the metadata of {path}")
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         try:
+            with safe_open(path, "pt") as file:
+                note = read_json((file.metadata() or {}).get("classifier", ""), f"the metadata of {path}")
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             net = Classifier(Shape(**note["shape"]))
             net.load_state_dict(weights)
             return cls(net.eval(), float(note["accuracy"]))
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{path} is not a classifier of this library: {error}") from None
 
 

@@ -60,6 +60,10 @@ class NetConfig:
         for name in ("input_size", "channels", "patch", "width", "depth", "heads", "experts", "timesteps"):
             if getattr(self, name) < 1:
                 raise HemstitchError(f"{name} is at least 1, not {getattr(self, name)}")
+        if not (self.mlp_ratio > 0 and self.hidden >= 1):
+            raise HemstitchError(f"mlp_ratio is above 0, not {self.mlp_ratio}")
+        if not (0 < self.mask_beta <= 1 and self.mask_alpha > 0):
+            raise HemstitchError(f"mask_beta lies in 0..1, mask_alpha above 0; got {self.mask_beta}, {self.mask_alpha}")
         if self.input_size % self.patch:
             raise HemstitchError(f"patch divides input_size; {self.patch} does not divide {self.input_size}")
         if self.width % self.heads or self.width % 4:

@@ -56,12 +56,15 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, width: int, frequency_shift: int, sinusoids: int = 256) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(sinusoids, width), nn.SiLU(), nn.Linear(width, width))
-        half = sinusoids // 2
-        frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / (half - frequency_shift))
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.frequencies = sinusoids // 2
+        self.frequency_shift = frequency_shift
 
     def forward(self, t_B: Tensor) -> Tensor:
-        angle = t_B[:, None].float() * cast(Tensor, self.frequencies)
+        # Float32 whatever the weights are: half precision would move the late timesteps' angles by radians.
+        exponent = torch.arange(self.frequencies, dtype=torch.float32, device=t_B.device) / (
+            self.frequencies - self.frequency_shift
+        )
+        angle = t_B[:, None].float() * torch.exp(-math.log(10000.0) * exponent)
         return self.mlp(torch.cat([angle.cos(), angle.sin()], 1).to(cast(nn.Linear, self.mlp[0]).weight.dtype))
 
 

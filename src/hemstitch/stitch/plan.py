@@ -15,6 +15,7 @@ from ..files import read_json
 
 logger = logging.getLogger(__name__)
 
+MOST_STEPS = 100_000  # of a plan read from a file
 RULES = ("timestep", "completed", "started")
 
 
@@ -124,10 +125,11 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """The inverse of `to_json`; unknown or missing keys are refused."""
-        return cls._from_dict(read_json(text, "a plan"))
+        return cls.from_data(read_json(text, "a plan"))
 
     @classmethod
-    def _from_dict(cls, data: dict[str, Any]) -> Plan:
+    def from_data(cls, data: dict[str, Any]) -> Plan:
+        """From a JSON object already read."""
         if set(data) != {"rule", "steps", "assignment"}:
             raise StitchError(f"a plan has the keys rule, steps, assignment; got {', '.join(sorted(data)) or 'none'}")
         runs = data["assignment"]
@@ -136,10 +138,12 @@ class Plan:
             for r in runs
         ):
             raise StitchError("a plan's assignment is a list of [name, number of steps]")
-        plan = cls._from_counts([(name, count) for name, count in runs], rule=str(data["rule"]))
-        if plan.steps != data["steps"]:
-            raise StitchError(f"a plan's assignment adds up to {plan.steps} steps, and it says {data['steps']}")
-        return plan
+        total = sum(count for _, count in runs)
+        if total != data["steps"] or total > MOST_STEPS:
+            raise StitchError(
+                f"a plan's assignment adds up to the steps it says, {MOST_STEPS:,} at most; {total} and {data['steps']}"
+            )
+        return cls._from_counts([(name, count) for name, count in runs], rule=str(data["rule"]))
 
     def __str__(self) -> str:
         runs = [(name, len(list(group))) for name, group in groupby(self.assignment)]

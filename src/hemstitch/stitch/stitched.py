@@ -83,8 +83,9 @@ class Stitched(Denoiser):
             if len(rows) == 0:
                 continue
             on_device = rows.to(x.device, non_blocking=True)
-            t_rows = t[rows.to(t.device)]
-            said = self._ask(denoiser, x[on_device], t_rows, None if cond is None else cond[rows.to(cond.device)])
+            t_rows = t[rows.to(t.device, non_blocking=True)]
+            labels = None if cond is None else cond[rows.to(cond.device, non_blocking=True)]
+            said = self._ask(denoiser, x[on_device], t_rows, labels)
             x0[on_device], eps[on_device] = said.x0, said.eps
             if variance is not None and said.variance is not None:
                 variance[on_device] = said.variance

@@ -148,16 +148,15 @@ def fit(
     data = data or open_dataset(recipe.data.kind, recipe.data.path, recipe.data.size)
     recipe = recipe.fitted(data.channels, data.size, len(data.classes))
     accelerator = _accelerator(recipe, out, device)
-    if recipe.train.batch % accelerator.num_processes:
-        raise HemstitchError(
-            f"train.batch ({recipe.train.batch}) is a multiple of {accelerator.num_processes} processes"
-        )
+    if accelerator.num_processes > 1:
+        raise HemstitchError("training runs in one process so far: start it without a launcher")
+    trainee = prepare(recipe, accelerator)
     run = Run(out)
     run.begin(recipe, resume)
-    trainee = prepare(recipe, accelerator)
     newest = run.newest() if resume else None
     if newest is not None:
         trainee.step = checkpoint.restore(newest, trainee.net, trainee.ema.net, trainee.optimizer)
+    if resume:
         run.rewind(trainee.step)
     accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainee.step + 1}})
 
@@ -170,7 +169,6 @@ def fit(
             trainee.optimizer,
             recipe.process,
             data.name,
-            recipe.hash,
             recipe.train.keep,
         )
 
@@ -253,6 +251,8 @@ def _accelerator(recipe: Recipe, out: Path, device: str | None) -> Accelerator:
         from accelerate import Accelerator
     except ImportError:
         raise MissingExtraError("accelerate", "train") from None
+    if device == "cuda" and not torch.cuda.is_available():
+        raise HemstitchError("there is no GPU that torch can use here: leave out --device, or say cpu")
     cpu = device == "cpu" or not torch.cuda.is_available()
     precision = recipe.train.precision
     bf16 = precision == "bf16" or (precision == "auto" and not cpu)
@@ -262,4 +262,7 @@ def _accelerator(recipe: Recipe, out: Path, device: str | None) -> Accelerator:
         trackers = ["tensorboard"]
     except ImportError:
         trackers = []
-    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=cpu, log_with=trackers, project_dir=str(out))
+    try:
+        return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=cpu, log_with=trackers, project_dir=str(out))
+    except ValueError as error:  # accelerate holds one precision and device per process
+        raise HemstitchError(f"this process has trained on another device or in another precision: {error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, HemstitchError
 from ..files import read_json, save_tensors, write_atomic
+from ..marked import MARKER, complete, sound, verify
 from ..models.config import NetConfig
 from ..process import Process
 from ..recipe import from_dict
@@ -21,7 +22,6 @@ from .stored import Stored, Told
 
 KEY = "hemstitch"
 FORMAT = 1
-MARKER = "COMPLETE"
 
 Weights = Literal["ema", "model"]
 
@@ -80,13 +80,18 @@ def save_net(path: Path, net_state: Mapping[str, Tensor], config: NetConfig, pro
 
 def in_run(folder: Path, weights: Weights) -> Path:
     """The file of weights in a run folder's newest complete checkpoint."""
-    complete = [p.parent for p in (folder / "checkpoints").glob(f"step_*/{MARKER}")]
-    steps = {int(p.name[5:]): p for p in complete if re.fullmatch(r"step_\d+", p.name)}
-    if not steps:
+    name = f"{weights}.safetensors"
+    candidates = complete(folder / "checkpoints")
+    if not candidates:
         raise CheckpointError(
             f"{folder / 'checkpoints'} holds no complete checkpoint yet: train until the first is saved"
         )
-    return steps[max(steps)] / f"{weights}.safetensors"
+    for candidate in reversed(candidates):
+        wrong = sound(candidate, [name])
+        if wrong is None:
+            return candidate / name
+        warnings.warn(f"passing over a checkpoint: {wrong}", stacklevel=2)
+    raise CheckpointError(f"every checkpoint in {folder / 'checkpoints'} is damaged; of the oldest: {wrong}")
 
 
 def in_checkpoint(folder: Path, weights: Weights) -> Path:
@@ -96,4 +101,5 @@ def in_checkpoint(folder: Path, weights: Weights) -> Path:
             f"{folder} has no {MARKER} marker, so its writing was cut short: load the run folder, whose "
             "newest complete checkpoint is used, or name a .safetensors file in it"
         )
+    verify(folder, [f"{weights}.safetensors"])
     return folder / f"{weights}.safetensors"
