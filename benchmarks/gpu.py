@@ -21,6 +21,7 @@ from hemstitch.models import preset
 from hemstitch.provenance import provenance
 from hemstitch.samplers import SAMPLERS
 from hemstitch.sampling import Job, prepare
+from hemstitch.stitch.latency import ideal_seconds
 from hemstitch.train.loop import fit
 from hemstitch.train.objective import Objective
 
@@ -108,19 +109,21 @@ def stitching(dtype: torch.dtype, steps: int = 100, batch: int = 8) -> list[dict
     """Seconds to sample 8 images, DiT-S/2 first, DiT-XL/2 after (T-Stitch, table 1: DDIM 100, guidance 1.5)."""
     members = {"small": denoiser("dit_s2", dtype), "large": denoiser("dit_xl2", dtype)}
     labels = list(range(batch))
-    variants = {}
+    variants, plans = {}, {}
     for tenth in range(11):
         plan = Plan.fractions({"small": tenth / 10, "large": 1 - tenth / 10}, steps)
         model = Stitched(members, plan)
+        plans[f"{tenth / 10}"] = plan
         variants[f"{tenth / 10}"] = lambda model=model: generate(model, labels, guidance=1.5, guidance_channels=3)
-    seconds = interleaved(variants, repeats=3, warm=1)
-    small, large = seconds["1.0"], seconds["0.0"]
+    seconds = interleaved(variants, repeats=5, warm=1)
+    large = seconds["0.0"]
+    cost = {"small": seconds["1.0"] / steps, "large": large / steps}
     return [
         {
             "fraction": float(r),
             "seconds": round(s, 4),
             "speedup": round(large / s, 3),
-            "speedup_ideal": round(large / (float(r) * small + (1 - float(r)) * large), 3),
+            "speedup_ideal": round(large / ideal_seconds(plans[r], cost), 3),
         }
         for r, s in seconds.items()
     ]
