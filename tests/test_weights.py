@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from hemstitch.denoiser import NetDenoiser, Spec
 from hemstitch.errors import CheckpointError, HemstitchError
+from hemstitch.marked import sha256
 from hemstitch.models import NetConfig, build, layers
 from hemstitch.process import Process
 from hemstitch.weights import convert, load, save, save_net, spec_of
@@ -464,7 +465,8 @@ def checkpoint(run, step, seed, complete=True):
         net = randomised(build(TINY), seed + offset)
         save_net(folder / f"{name}.safetensors", net.state_dict(), TINY, LEARNED, "digits")
     if complete:
-        (folder / "COMPLETE").touch()
+        contents = {f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in folder.iterdir()}
+        (folder / "COMPLETE").write_text(json.dumps(contents))
     return folder
 
 
@@ -492,8 +494,10 @@ def test_run(tmp_path):
     with pytest.raises(HemstitchError, match="'ema' or 'model', not 'best'"):
         load(run, weights="best")
     (newest / "ema.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"ema\.safetensors"):
-        load(run)
+    with pytest.warns(UserWarning, match=r"passing over .*ema\.safetensors is missing"):
+        assert is_seed(load(run), 11)
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors is missing"):
+        load(newest)
 
 
 def test_a_run_that_replaces_its_checkpoint_meanwhile(tmp_path, monkeypatch):
@@ -679,7 +683,7 @@ def test_process_that_needs_a_variance(tmp_path):
         (lambda d: d["net"].update(depth=1 << 40), "2 blocks"),
         (lambda d: d["net"].update(family="unet"), "family is one of"),
         (lambda d: d["net"].update(heads=5), "multiple of heads"),
-        (lambda d: d["net"].update(mlp_ratio=float("nan")), "cannot be built"),
+        (lambda d: d["net"].update(mlp_ratio=float("nan")), "mlp_ratio is above 0"),
         (lambda d: d["process"].update(betas=[1]), "list of 2"),
         (lambda d: d["process"].update(schedule="sigmoid"), "schedule"),
         (lambda d: d["spec"].update(space=3), "space"),

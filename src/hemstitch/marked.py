@@ -34,7 +34,14 @@ def complete(folder: Path) -> list[Path]:
 def verify(checkpoint: Path, only: Collection[str] | None = None) -> None:
     """Raise CheckpointError, naming the file, unless every listed file (or those asked for) is what the mark says."""
     marker = checkpoint / MARKER
-    for name, expected in read_json_file(marker).items():
+    try:
+        contents = read_json_file(marker)
+    except HemstitchError as error:
+        raise CheckpointError(str(error)) from None
+    absent = [name for name in only or () if name not in contents]
+    if absent:
+        raise CheckpointError(f"{marker} does not list {', '.join(absent)}: this checkpoint never held it")
+    for name, expected in contents.items():
         if only is not None and name not in only:
             continue
         file = checkpoint / name

@@ -184,7 +184,10 @@ def _measure(
         mine.append(sampled)
         candidate = candidates[sampled.candidate]
         left = (time.perf_counter() - began) * (batches - done) / done
-        talk.progress(f"measuring {len(candidates)} plans in turns: {done}/{batches} batches, {left:.0f} s left")
+        talk.progress(
+            f"{len(candidates)} plans in turns, {done}/{batches} batches, {left:.0f} s left; "
+            f"{candidate.name}: {1000 * sampled.seconds:.2f} ms per image"
+        )
         if len(mine) < setting.rounds:
             continue
         images = torch.cat([part.images for part in mine])

@@ -344,7 +344,8 @@ class TestBroken:
         assert data.labels.tolist() == [0, 0, 1, 1]
         assert levels(data, 0, 1, 2, 3) == [0, 2, 3, 4]
 
-    def test_one_warning_names_the_first_few(self, tmp_path):
+    def test_one_warning_names_the_first_few(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("hemstitch.data.folder._NAMED", 3)
         tree(tmp_path, {"a": 9})
         for i in range(1, 7):
             (tmp_path / "a" / f"{i:03}.png").write_bytes(b"")
@@ -423,7 +424,8 @@ class TestBroken:
         with pytest.raises(HemstitchError, match=r"no image in .*b can be decoded: replace them or remove"):
             ImageFolder(tmp_path, 8).images(torch.tensor([3]))
 
-    def test_three_may_fail_in_a_small_set_and_no_more(self, tmp_path):
+    def test_three_may_fail_in_a_small_set_and_no_more(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("hemstitch.data.folder._NAMED", 3)
         tree(tmp_path, {"a": 8})
         for i in range(4):
             truncated(tmp_path / "a" / f"{i:03}.png")
