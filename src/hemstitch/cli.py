@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Sequence
@@ -140,7 +141,7 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
     from .train.loop import fit
 
     line = _Line()
-    line.say(f"{recipe.name} -> {out}")
+    line.say(f"{recipe.name} -> {out}\n{textwrap.fill(recipe.summary(), 110, break_on_hyphens=False)}")
     progress = None
     for progress in fit(recipe, out, resume=known.resume, device=known.device):
         line.show(f"{recipe.name}: {_told(progress)}", last=progress.left == 0 or progress.stopped)
@@ -287,10 +288,13 @@ def _describe(known: argparse.Namespace, rest: list[str]) -> int:
     for name in known.models:
         d = describe(load(name, **options) if Path(name).exists() else name)
         print(
-            f"{name:<24} {d.parameters:>12,} {d.active_parameters:>12,} {d.macs / 1e9:>9.2f} "
-            f"{d.macs_unmerged / 1e9:>9.2f}"
+            f"{name:<24} {d.parameters:>12,} {d.active_parameters:>12,} {_giga(d.macs):>9} {_giga(d.macs_unmerged):>9}"
         )
     return 0
+
+
+def _giga(count: int) -> str:
+    return f"{count / 1e9:.2f}" if count >= 1e8 else f"{count / 1e9:.2g}"
 
 
 def _given(known: argparse.Namespace, *names: str) -> dict[str, Any]:

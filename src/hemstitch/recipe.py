@@ -129,6 +129,10 @@ class Recipe:
             target[key] = text if isinstance(target[key], str) else _parse(text)
         return cast(Recipe, from_dict(Recipe, data, "recipe"))
 
+    def summary(self) -> str:
+        """Every value by its dotted name, in one line."""
+        return ", ".join(f"{name} {value}" for name, value in _dotted(asdict(self)).items())
+
     def difference(self, other: Recipe) -> list[str]:
         """Dotted names that differ, but for those that do not change the result."""
         ours, theirs = _dotted(asdict(self)), _dotted(asdict(other))

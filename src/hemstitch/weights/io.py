@@ -74,7 +74,8 @@ def read_json_file(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path, error: object) -> CheckpointError:
-    reason = _sentence(str(error)) or type(error).__name__
+    said = _sentence(str(error))
+    reason = said if any(c.isalpha() for c in said) else type(error).__name__
     return CheckpointError(f"{path} is damaged, cut short or no file of weights ({reason}): fetch or copy it again")
 
 
