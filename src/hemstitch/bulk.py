@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -44,7 +45,7 @@ def write_samples(
                     write_bytes(out / f"{i:06d}.png", pictures.png(image))
                 else:
                     tensors = {"x0": image.contiguous()}
-                    write_atomic(out / f"{i:06d}.safetensors", lambda aside, t=tensors: save_tensors(aside, t))  # type: ignore[misc]
+                    write_atomic(out / f"{i:06d}.safetensors", partial(save_tensors, tensors=tensors))
         except OSError as error:
             raise HemstitchError(f"cannot write samples to {out} ({error})") from error
         shown += list(images[: 100 - len(shown)]) if is_picture else []
