@@ -28,6 +28,9 @@ class Dataset(ABC):
     channels: int
     size: int
     flippable: bool = True
+    # Per channel, what samples were normalised by: sample = (original - mean) / std. Empty where they were not.
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -35,6 +38,11 @@ class Dataset(ABC):
     @abstractmethod
     def images(self, index_B: Tensor) -> Tensor:
         """(B, C, S, S) float32 in -1..1 at the given indices. The same index gives the same image, always."""
+
+    def mirrored(self, index_B: Tensor, flip_B: Tensor) -> Tensor:
+        """`images`, the rows where `flip_B` (B,) bool is true mirrored left to right."""
+        x0 = self.images(index_B)
+        return torch.where(flip_B.reshape(-1, 1, 1, 1), x0.flip(-1), x0)
 
     def spec(self, null_label: bool) -> Spec:
         """What a network trained on this data denoises."""

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from .config import NetConfig, preset
 from .dit import DiT
+from .dtr import DTR
 from .switch_dit import SwitchDiT
 
 MODELS: dict[str, Callable[[NetConfig], DiT]] = {
     "dit": DiT,
-    "dtr": DiT,
+    "dtr": DTR,
     "switch_dit": SwitchDiT,
 }
 
@@ -22,4 +23,4 @@ def build(config: NetConfig | str) -> DiT:
     return MODELS[config.family](config)
 
 
-__all__ = ["MODELS", "DiT", "NetConfig", "SwitchDiT", "build", "preset"]
+__all__ = ["DTR", "MODELS", "DiT", "NetConfig", "SwitchDiT", "build", "preset"]

@@ -2,14 +2,15 @@
 
 DiT, DTR and Switch-DiT are this one network with different routers:
 
-    routed = router(z, t);  z = block(routed, c) + (z - routed)
+    routed = router(z, routing(t));  z = block(routed, c) + (z - routed)
 
 Shape suffixes: B batch, C channels, S size, L tokens, D width.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ class DiT(nn.Module):
     A `t` whose rows are one expanded value (stride 0) is embedded once, and whatever hangs on it is computed once.
     """
 
+    # What a family puts before each block, made from the network's configuration.
+    router: Callable[[NetConfig], nn.Module] = staticmethod(lambda config: Straight())
+
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
         self.config = config
@@ -39,7 +43,7 @@ class DiT(nn.Module):
             layers.Block(D, config.heads, config.hidden, config.mlp_norm_eps) for _ in range(config.depth)
         )
         self.final_layer = layers.FinalLayer(D, config.patch**2 * config.out_channels)
-        self.routers = nn.ModuleList(_router(config) for _ in range(config.depth))
+        self.routers = nn.ModuleList(self.router(config) for _ in range(config.depth))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -65,26 +69,18 @@ class DiT(nn.Module):
         e_t = self.t_embedder(once)
         c = e_t + self.y_embedder(y)
         z = self.x_embedder(x.to(self.pos_embed.dtype)) + self.pos_embed
-        for block, router in zip(self.blocks, self.routers, strict=True):
-            routed = router(z, e_t, once)
-            z = block(routed, c) if routed is z else block(routed, c) + (z - routed)
+        for block, router, of_block in zip(self.blocks, self.routers, self.routing(e_t, once), strict=True):
+            routed = router(z, of_block)
+            z = block(routed, c) if routed is z else block(routed, c, z)
         return layers.unpatchify(self.final_layer(z, c), config.patch, config.out_channels)
+
+    def routing(self, e_BD: Tensor, t_B: Tensor) -> Sequence[Any]:
+        """What the router of each block is told, from the time embedding and the time, of B rows or of one for all."""
+        return [None] * self.config.depth
 
 
 class Straight(nn.Module):
     """DiT's router: none."""
 
-    def forward(self, z_BLD: Tensor, e_BD: Tensor, t_B: Tensor) -> Tensor:
+    def forward(self, z_BLD: Tensor, routing: None) -> Tensor:
         return z_BLD
-
-
-def _router(config: NetConfig) -> nn.Module:
-    if config.family == "dtr":
-        from .dtr import ChannelMask
-
-        return ChannelMask(config)
-    if config.family == "switch_dit":
-        from .switch_dit import ExpertRouter
-
-        return ExpertRouter(config)
-    return Straight()

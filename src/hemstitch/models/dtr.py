@@ -5,12 +5,14 @@ Shape suffixes: B batch, L tokens, D width, T train timesteps, U units.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .config import NetConfig
+from .dit import DiT
 
 
 def sliding_window(timesteps: int, units: int, alpha: float, beta: float) -> Tensor:
@@ -26,12 +28,21 @@ def sliding_window(timesteps: int, units: int, alpha: float, beta: float) -> Ten
 class ChannelMask(nn.Module):
     """routed = z ∘ mask(t): the block sees the task's channels, the others pass by."""
 
+    def forward(self, z_BLD: Tensor, mask_BD: Tensor) -> Tensor:
+        return z_BLD * mask_BD.to(z_BLD.dtype).unsqueeze(1)
+
+
+class DTR(DiT):
+    """A DiT whose every block sees the channels that its timestep's window leaves open."""
+
+    router = staticmethod(lambda config: ChannelMask())
+
     def __init__(self, config: NetConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         mask_TD = sliding_window(config.timesteps, config.width, config.mask_alpha, config.mask_beta)
         self.register_buffer("mask", mask_TD, persistent=False)
 
-    def forward(self, z_BLD: Tensor, e_BD: Tensor, t_B: Tensor) -> Tensor:
+    def routing(self, e_BD: Tensor, t_B: Tensor) -> Sequence[Tensor]:
         mask_TD = cast(Tensor, self.mask)
         index_B = t_B.round().long().clamp(0, len(mask_TD) - 1)
-        return z_BLD * mask_TD[index_B].to(z_BLD.dtype).unsqueeze(1)
+        return [mask_TD[index_B]] * self.config.depth

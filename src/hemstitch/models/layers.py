@@ -104,7 +104,10 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normalised, modulated and gated by the conditioning (adaLN-zero)."""
+    """Attention and MLP, each normalised, modulated and gated by the conditioning (adaLN-zero).
+
+    Where a router let the block see x in place of z, what it held back is added to the output: block(x) + (z - x).
+    """
 
     def __init__(self, width: int, heads: int, hidden: int, mlp_norm_eps: float) -> None:
         super().__init__()
@@ -114,12 +117,14 @@ class Block(nn.Module):
         self.mlp = Mlp(width, hidden)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x_BLD: Tensor, c_BD: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, c_BD: Tensor, z_BLD: Tensor | None = None) -> Tensor:
+        held = None if z_BLD is None else z_BLD - x_BLD
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c_BD).chunk(6, 1)
         normed = F.layer_norm(x_BLD, (self.width,), eps=1e-6)
         x_BLD = torch.addcmul(x_BLD, gate1.unsqueeze(1), self.attn(modulate(normed, shift1, scale1)))
         normed = F.layer_norm(x_BLD, (self.width,), eps=self.mlp_norm_eps)
-        return torch.addcmul(x_BLD, gate2.unsqueeze(1), self.mlp(modulate(normed, shift2, scale2)))
+        x_BLD = torch.addcmul(x_BLD, gate2.unsqueeze(1), self.mlp(modulate(normed, shift2, scale2)))
+        return x_BLD if held is None else x_BLD + held
 
 
 class FinalLayer(nn.Module):

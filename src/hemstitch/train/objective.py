@@ -50,6 +50,9 @@ class Objective(nn.Module):
     def forward(self, x0: Tensor, t_B: Tensor, eps: Tensor, y_B: Tensor | None) -> Losses:
         """x0, eps: (B, C, H, W); t_B: (B,) times of the process; y_B: (B,) labels, the null label where dropped."""
         process, C = self.process, x0.shape[1]
+        # begun before the network, so that the masks have reached the host by the time they are matched
+        routed = isinstance(self.net, SwitchDiT) and self.prior_weight > 0
+        matching = cast(SwitchDiT, self.net).begin_matching() if routed else None
         x = process.add_noise(x0, eps, t_B)
         output = cast(Tensor, self.net(x, process.network_time(t_B), y_B)).float()
         weight_B = WEIGHTINGS[self.weighting](process, t_B)
@@ -63,9 +66,8 @@ class Objective(nn.Module):
             vb_B = torch.zeros_like(mse_B)
         noise_B = mse_B + vb_B
         prior = torch.zeros((), device=x0.device)
-        if isinstance(self.net, SwitchDiT) and self.prior_weight:
-            with torch.autocast(x0.device.type, enabled=False):
-                prior = self.net.prior_loss(process.network_time(t_B))
+        if matching is not None:
+            prior = cast(SwitchDiT, self.net).prior_loss(process.network_time(t_B), matching)
         return Losses(noise_B.mean() + self.prior_weight * prior, noise_B, mse_B, vb_B, prior)
 
 
