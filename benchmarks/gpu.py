@@ -22,7 +22,7 @@ from hemstitch.provenance import provenance
 from hemstitch.samplers import SAMPLERS
 from hemstitch.sampling import Job, prepare
 from hemstitch.stitch.latency import ideal_seconds
-from hemstitch.train.loop import fit
+from hemstitch.train.fit import fit
 from hemstitch.train.objective import Objective
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "golden.safetensors"

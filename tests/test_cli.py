@@ -121,7 +121,7 @@ def test_dry_run_prints_a_recipe_that_trains(tmp_path, capsys):
         (["train", "nowhere.json"], "no recipe file"),
         (["train", "debug", "--stpes", "3"], "a recipe has no 'stpes'"),
         (["train", "debug", "word"], "expected --field value, got 'word'"),
-        (["train", "dit_s2"], "a folder of images needs its path"),
+        (["train", "dit_s2"], "latents need the folder that hemstitch encode wrote"),
         (["train", "debug", "--data.kind", "tar"], "data.kind is one of"),
         (["train", "debug", "--weighting", "nope"], "weighting is one of"),
         (["train", "debug", "--net.mlp_ratio", "-1"], "mlp_ratio is above 0"),

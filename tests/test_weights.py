@@ -19,7 +19,7 @@ from hemstitch.errors import CheckpointError, HemstitchError
 from hemstitch.marked import sha256
 from hemstitch.models import NetConfig, build, layers
 from hemstitch.process import Process
-from hemstitch.weights import convert, load, save, save_net, spec_of
+from hemstitch.weights import convert, load, native, save, save_net, spec_of
 
 TINY = NetConfig(input_size=8, channels=4, patch=2, width=32, depth=2, heads=2, num_classes=10)
 DIFFUSERS_LIKE = replace(TINY, frequency_shift=1, mlp_norm_eps=1e-5)
@@ -463,7 +463,7 @@ def checkpoint(run, step, seed, complete=True):
     folder.mkdir(parents=True)
     for name, offset in (("model", 0), ("ema", 1)):
         net = randomised(build(TINY), seed + offset)
-        save_net(folder / f"{name}.safetensors", net.state_dict(), TINY, LEARNED, "digits")
+        save_net(folder / f"{name}.safetensors", net.state_dict(), TINY, LEARNED, native.Samples("digits"))
     if complete:
         contents = {f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in folder.iterdir()}
         (folder / "COMPLETE").write_text(json.dumps(contents))

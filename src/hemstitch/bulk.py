@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -25,20 +25,23 @@ def write_samples(
     labels: list[int] | None,
     seed: int,
     batch: int,
+    decode: Callable[[Tensor], Tensor] | None = None,
     **look: Unpack[Look],
 ) -> Iterator[int]:
     """Write 000000.png … (latents: 000000.safetensors …) and grid.png, yielding how many are done.
 
-    labels repeat as needed. Pixel models have 1 or 3 channels; anything else is kept as latents, a tensor "x0" each.
+    labels repeat as needed. decode: of the samples, (B, C, S, S), into images. Without it pixel models have 1 or 3
+    channels; anything else is kept as latents, normalised as the model has them, a tensor "x0" each.
     """
     if out.is_dir() and any(p.stem.isdigit() for p in out.iterdir()):
         raise HemstitchError(f"{out} holds samples already: choose another --out, or remove them")
-    is_picture = model.spec.channels in (1, 3)
+    is_picture = decode is not None or model.spec.channels in (1, 3)
     shown: list[Tensor] = []
     for start in range(0, count, batch):
         index = range(start, min(count, start + batch))
         chosen = [labels[i % len(labels)] for i in index] if labels else None
-        images = generate(model, chosen, seeds=[(seed, i) for i in index], **look).cpu()
+        images = generate(model, chosen, seeds=[(seed, i) for i in index], **look)
+        images = (images if decode is None else decode(images)).cpu()
         try:
             for i, image in zip(index, images, strict=True):
                 if is_picture:
@@ -53,6 +56,6 @@ def write_samples(
     if shown:
         columns = len(labels) if labels and len(labels) <= 20 else 10
         sheet = pictures.png(
-            pictures.grid(torch.stack(shown), min(columns, len(shown))), scale=max(1, 64 // model.spec.size)
+            pictures.grid(torch.stack(shown), min(columns, len(shown))), scale=max(1, 64 // shown[0].shape[-1])
         )
         write_bytes(out / "grid.png", sheet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 import time
@@ -15,10 +16,11 @@ from . import __version__
 from .errors import HemstitchError, MissingExtraError
 
 if TYPE_CHECKING:
+    from .data import Dataset
     from .denoiser import Denoiser
     from .recipe import Recipe
     from .stitch.plan import Plan
-    from .train.loop import Progress
+    from .train.meter import Progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +52,9 @@ def _warn(message: Warning | str, category: type[Warning], *where: object, **mor
     print(f"hemstitch: warning{named}: {message}", file=sys.stderr)
 
 
+_STORED = ["float32", "float16", "bfloat16", "uint8"]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hemstitch", description="Diffusion models whose compute follows the noise level."
@@ -69,10 +74,34 @@ def _parser() -> argparse.ArgumentParser:
         "A field of `train` needs no prefix. --dry-run prints the recipe that would run.",
     )
     train.add_argument("recipe", help="a preset (debug, digits_small, switch_dit_s2, …) or a recipe.json")
+    train.add_argument("--plan", type=Path, help="train on the timesteps only that this plan gives --member")
+    train.add_argument("--member", help="whose timesteps of --plan")
+    train.add_argument("--track", help="accelerate's trackers, comma-separated: tensorboard,wandb,mlflow")
     train.add_argument("--out", type=Path, help="run folder (runs/NAME)")
     train.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint")
     train.add_argument("--device", choices=["cpu", "cuda"], help="where to train (a GPU if there is one)")
-    train.add_argument("--dry-run", action="store_true", help="print the resolved recipe and its cost, and stop")
+    train.add_argument("--dry-run", action="store_true", help="print the recipe, its cost and a timed step")
+
+    encode = verbs.add_parser(
+        "encode",
+        help="write a cache of latents (or of pixels) to train from",
+        epilog="Under torchrun or accelerate launch the processes share the work. Run again, it goes on.",
+    )
+    encode.add_argument("data", help="where the images are")
+    encode.add_argument(
+        "--kind", default="folder", help="folder, shards, huggingface, fashion_mnist, idx, arrays (folder)"
+    )
+    encode.add_argument(
+        "--size", type=int, default=0, help="side that images are given (their own, where they have one)"
+    )
+    encode.add_argument("--vae", default="identity", help="folder of a diffusers autoencoder (identity: pixels)")
+    encode.add_argument("--normalise", choices=["measured", "vae", "none"], help="what latents are read as")
+    encode.add_argument("--dtype", default="float32", choices=_STORED, help="on disk")
+    encode.add_argument("--batch", type=int, default=64, help="images at a time (64)")
+    encode.add_argument("--per-shard", type=int, default=4096, help="samples in a file (4096)")
+    encode.add_argument("--seed", type=int, default=0, help="of the posterior's noise")
+    encode.add_argument("--device", choices=["cpu", "cuda"], help="where to encode (a GPU if there is one)")
+    encode.add_argument("--out", type=Path, required=True, help="folder")
 
     sample = verbs.add_parser("sample", help="sample a model, or several stitched")
     sample.add_argument("members", nargs="+", help="PATH, or NAME=PATH for each of several, small first")
@@ -89,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="sample i has the seed (SEED, i)")
     sample.add_argument("--batch", type=int, default=64, help="samples at a time (64)")
     sample.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to sample")
+    sample.add_argument("--vae", help="folder of the autoencoder whose latents these are: pictures are written")
     sample.add_argument("--out", type=Path, default=Path("samples"), help="folder (samples)")
 
     convert = verbs.add_parser("convert", help="rewrite weights in another format")
@@ -108,6 +138,7 @@ def _loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-heads", type=int)
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--input-size", type=int)
+    parser.add_argument("--ema", type=float, help="of a run with snapshots, the average of this length (0.05 is 5 %%)")
 
 
 def _quickstart(known: argparse.Namespace, rest: list[str]) -> int:
@@ -134,16 +165,17 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
         recipe = Recipe.from_data(read_json_file(path))
     else:
         recipe = recipes.recipe(known.recipe)
-    recipe = recipe.overridden(_overrides(rest))
+    recipe = _intervals(known, recipe.overridden(_overrides(rest)))
     out = known.out or Path("runs") / recipe.name
     if known.dry_run:
-        return _dry_run(recipe)
-    from .train.loop import fit
+        return _dry_run(recipe, known.device)
+    from .train.fit import fit
 
     line = _Line()
     line.say(f"{recipe.name} -> {out}\n{textwrap.fill(recipe.summary(), 110, break_on_hyphens=False)}")
     progress = None
-    for progress in fit(recipe, out, resume=known.resume, device=known.device):
+    trackers = None if known.track is None else known.track.split(",")
+    for progress in fit(recipe, out, resume=known.resume, device=known.device, trackers=trackers):
         line.show(f"{recipe.name}: {_told(progress)}", last=progress.left == 0 or progress.stopped)
         if progress.stopped:
             line.say(f"stopped after step {progress.step}, saved in {progress.saved}; --resume goes on from there")
@@ -153,14 +185,65 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _dry_run(recipe: Recipe) -> int:
+def _intervals(known: argparse.Namespace, recipe: Recipe) -> Recipe:
+    """The recipe on the timesteps that a plan gives a member."""
+    if (known.plan is None) != (known.member is None):
+        raise HemstitchError("--plan and --member go together: the plan, and whose steps of it to train on")
+    if known.plan is None:
+        return recipe
+    from dataclasses import replace
+
+    from .files import read_json_file
+    from .stitch.plan import Plan
+    from .train.times import plan_intervals
+
+    if not known.plan.exists():
+        raise HemstitchError(f"there is no plan file {known.plan}")
+    intervals = plan_intervals(Plan.from_data(read_json_file(known.plan)), known.member, recipe.process)
+    return replace(recipe, train=replace(recipe.train, intervals=intervals))
+
+
+def _dry_run(recipe: Recipe, device: str | None) -> int:
     from .data import open_dataset
     from .describe import describe
+    from .train.estimate import Noise, estimate
 
-    data = open_dataset(recipe.data.kind, recipe.data.path, recipe.data.size)
+    if recipe.data.kind in ("folder", "latents") and not recipe.data.path:
+        print("no --data.path: counted and timed on noise of the preset's shape", file=sys.stderr)
+        data: Dataset = Noise(recipe.net)
+    else:
+        data = open_dataset(recipe.data.kind, recipe.data.path, recipe.data.size)
     fitted = recipe.fitted(data.channels, data.size, len(data.classes))
     print(fitted.to_json())
-    print(f"{len(data)} images of {data.name}; {describe(fitted.net)}; recipe {fitted.hash}")
+    print(f"{len(data)} images of {data.name}; {describe(fitted.net)}; recipe {fitted.hash}", flush=True)
+    cost = estimate(fitted, data, device)
+    print(f"{cost}, {_clock(cost.step_seconds * fitted.train.steps)} for {fitted.train.steps} steps")
+    return 0
+
+
+def _encode(known: argparse.Namespace, rest: list[str]) -> int:
+    from .data import open_dataset
+    from .encode import encode
+
+    data = open_dataset(known.kind, known.data, known.size)
+    line, progress = _Line(), None
+    for progress in encode(
+        data,
+        known.out,
+        autoencoder=known.vae,
+        batch=known.batch,
+        per_shard=known.per_shard,
+        dtype=known.dtype,
+        normalise=known.normalise,
+        device=known.device,
+        seed=known.seed,
+    ):
+        waiting = f", waiting for {progress.waiting} shards of other processes" if progress.waiting else ""
+        line.show(
+            f"{progress.done}/{progress.total} images, {progress.rate:.0f}/s, {_clock(progress.left)} left{waiting}",
+            progress.done == progress.total and not progress.waiting,
+        )
+    line.say(f"{known.out}: train on it with --data.kind latents --data.path {known.out}")
     return 0
 
 
@@ -204,10 +287,16 @@ def _sample(known: argparse.Namespace, rest: list[str]) -> int:
             raise HemstitchError(f"--labels is a list of whole numbers (207,360), not {known.labels!r}") from None
     elif classes:
         labels = list(range(classes))
+    decode = None
+    if known.vae is not None:
+        from .autoencoder import decoder
+
+        decode = decoder(known.vae, model.spec, known.device)
     line, began = _Line(), time.perf_counter()
     for done in write_samples(
         model,
         known.out,
+        decode=decode,
         count=known.num,
         labels=labels,
         seed=known.seed,
@@ -272,7 +361,7 @@ def _plan(known: argparse.Namespace, names: list[str]) -> Plan | None:
 def _convert(known: argparse.Namespace, rest: list[str]) -> int:
     from .weights import convert
 
-    options = _given(known, "family", "num_heads", "top_k", "input_size")
+    options = _given(known, "family", "num_heads", "top_k", "input_size", "ema")
     for note in convert(known.source, known.target, known.format, **options):
         print(note)
     print(f"{known.source} -> {known.target}")
@@ -283,7 +372,7 @@ def _describe(known: argparse.Namespace, rest: list[str]) -> int:
     from .describe import describe
     from .weights import load
 
-    options = _given(known, "family", "num_heads", "top_k", "input_size")
+    options = _given(known, "family", "num_heads", "top_k", "input_size", "ema")
     print(f"{'model':<24} {'parameters':>12} {'active':>12} {'GMAC':>9} {'unmerged':>9}")
     for name in known.models:
         d = describe(load(name, **options) if Path(name).exists() else name)
@@ -316,11 +405,14 @@ class _Line:
     """A progress line that rewrites itself on a terminal, and prints now and then elsewhere."""
 
     def __init__(self) -> None:
+        self.quiet = int(os.environ.get("RANK", "0")) > 0  # of several processes one speaks
         self.live = sys.stderr.isatty()
         self.open = False
         self.spoke = 0.0
 
     def show(self, text: str, last: bool = False) -> None:
+        if self.quiet:
+            return
         if self.live:
             sys.stderr.write(f"\r\x1b[K{text}" + ("\n" if last else ""))
             sys.stderr.flush()
@@ -330,6 +422,8 @@ class _Line:
             self.spoke = time.monotonic()
 
     def say(self, text: str) -> None:
+        if self.quiet:
+            return
         if self.open:
             sys.stderr.write("\n")
             self.open = False
@@ -339,6 +433,7 @@ class _Line:
 _VERBS = {
     "quickstart": _quickstart,
     "train": _train,
+    "encode": _encode,
     "sample": _sample,
     "convert": _convert,
     "describe": _describe,

@@ -45,6 +45,7 @@ class Spec:
     num_classes: labels are 0..num_classes-1; 0 means unconditional.
     null_label: whether label `num_classes` exists and means "no label" (needed for guidance).
     space: the name of the data or latent space, "" when unknown. Two known, different names do not mix.
+    mean, std: per channel, what samples were normalised by: sample = (original - mean) / std. Empty: they were not.
     """
 
     channels: int
@@ -52,6 +53,8 @@ class Spec:
     num_classes: int = 0
     null_label: bool = False
     space: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -33,7 +33,8 @@ from .recipe import Recipe
 from .run import Run
 from .stitch.latency import ideal_seconds, seconds_per_call
 from .stitch.plan import Plan
-from .train.loop import Progress, fit
+from .train.fit import fit
+from .train.meter import Progress
 from .weights import load
 
 STEPS, GUIDANCE, SAMPLER, BATCH = 50, 1.5, "ddim", 125

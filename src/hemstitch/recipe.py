@@ -14,6 +14,7 @@ from .errors import HemstitchError
 from .files import read_json
 from .models.config import NetConfig
 from .process import Process
+from .train.times import Times
 from .train.weighting import WEIGHTINGS
 
 
@@ -28,44 +29,80 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class TrainRecipe:
-    """steps: optimizer steps. batch: global batch. learning_rate, weight_decay: of AdamW, constant.
+    """What is learned:
 
-    ema: decay per step of the averaged weights. clip: largest gradient norm, 0 is none. label_dropout: share of labels
-    replaced by the null label. flip: mirror half of the images, where the data allow it. prior_weight: of Switch-DiT's
-    prior loss. weighting: a name of `train.weighting.WEIGHTINGS`. precision: "auto" is bf16 on a GPU, fp32 elsewhere.
-    checkpoint_every, log_every: in steps. keep: how many checkpoints stay.
+    steps: optimizer steps. batch: global batch. learning_rate, weight_decay: of AdamW, constant. clip: largest gradient
+    norm, 0 is none. ema: decay per step of the averaged weights. label_dropout: share of labels replaced by the null
+    label. flip: mirror half of the images, where the data allow it. prior_weight: of Switch-DiT's prior loss.
+    weighting: a name of `train.weighting.WEIGHTINGS`; min_snr_gamma, p2_k, p2_gamma are theirs. times: "uniform" or
+    "lognormal" (time_mean, time_std: of log(σ/α)). intervals: [low, high) of times to train on, empty for all. init:
+    weights to begin from, as `load` reads them.
+    precision: "auto" is bf16 on a GPU, fp32 elsewhere; norms, gates and losses are fp32 in any. seed: of everything.
+    snapshot_every: steps between snapshots of two power-function averages, from which an average of any length is made
+    afterwards; 0 is none.
+
+    How it is computed, which a resumed run may change:
+
+    accumulate: parts that a batch is computed in. parallel: "ddp" or "fsdp" (sharded weights), over several processes.
+    compile: the blocks. recompute: a block's activations, in backward, instead of keeping them. workers: threads that
+    make batches ahead, 0 is a choice by the machine. checkpoint_every, log_every, sample_every: in steps (0 samples
+    never). keep: how many checkpoints stay.
     """
 
     steps: int = 400_000
     batch: int = 256
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
-    ema: float = 0.9999
     clip: float = 0.0
+    ema: float = 0.9999
     label_dropout: float = 0.1
     flip: bool = True
     prior_weight: float = 1.0
     weighting: str = "constant"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    min_snr_gamma: float = 5.0
+    p2_k: float = 1.0
+    p2_gamma: float = 1.0
+    times: Literal["uniform", "lognormal"] = "uniform"
+    time_mean: float = -1.2
+    time_std: float = 1.2
+    intervals: tuple[tuple[float, float], ...] = ()
+    init: str = ""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = 0
+    snapshot_every: int = 0
+    accumulate: int = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    compile: bool = False
+    recompute: bool = False
+    workers: int = 0
     checkpoint_every: int = 5_000
     log_every: int = 50
+    sample_every: int = 5_000
     keep: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "checkpoint_every", "log_every", "keep"):
+        for name in ("steps", "batch", "accumulate", "checkpoint_every", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise HemstitchError(f"train.{name} is at least 1, not {getattr(self, name)}")
+        for name in ("snapshot_every", "sample_every", "workers", "seed"):
+            if getattr(self, name) < 0:
+                raise HemstitchError(f"train.{name} is at least 0, not {getattr(self, name)}")
         for name, top in (("ema", 1.0), ("label_dropout", 1.0)):
             if not 0 <= getattr(self, name) < top:
                 raise HemstitchError(f"train.{name} lies in 0..1 (below 1), not {getattr(self, name)}")
         if self.weighting not in WEIGHTINGS:
             raise HemstitchError(f"train.weighting is one of {', '.join(WEIGHTINGS)}, not {self.weighting!r}")
-        numbers = (self.learning_rate, self.weight_decay, self.clip, self.prior_weight, self.ema)
-        if not all(math.isfinite(number) for number in numbers):
-            raise HemstitchError("train's numbers are finite: learning_rate, weight_decay, clip, prior_weight, ema")
-        if self.learning_rate <= 0 or self.clip < 0 or self.weight_decay < 0 or self.seed < 0:
-            raise HemstitchError("train.learning_rate is above 0; train.clip, weight_decay and seed are at least 0")
+        if self.batch % self.accumulate:
+            raise HemstitchError(f"train.accumulate divides train.batch; {self.accumulate} and {self.batch}")
+        finite = [f.name for f in fields(self) if isinstance(getattr(self, f.name), float)]
+        if not all(math.isfinite(getattr(self, name)) for name in finite):
+            raise HemstitchError(f"train's numbers are finite: {', '.join(finite)}")
+        for name in ("learning_rate", "min_snr_gamma", "time_std"):
+            if getattr(self, name) <= 0:
+                raise HemstitchError(f"train.{name} is above 0, not {getattr(self, name)}")
+        for name in ("clip", "weight_decay", "prior_weight", "p2_k", "p2_gamma"):
+            if getattr(self, name) < 0:
+                raise HemstitchError(f"train.{name} is at least 0, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -87,6 +124,13 @@ class Recipe:
             raise HemstitchError(
                 f"net.timesteps ({self.net.timesteps}) and process.timesteps ({self.process.timesteps}) agree"
             )
+        _ = self.times  # its intervals are checked
+
+    @property
+    def times(self) -> Times:
+        """How training times are drawn."""
+        train = self.train
+        return Times(self.process, train.times, train.time_mean, train.time_std, train.intervals)
 
     def fitted(self, channels: int, size: int, classes: int) -> Recipe:
         """This recipe for data of that shape; the null label is there if labels are dropped."""
@@ -108,7 +152,7 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits of what defines the result; how long, how often saved and shown is left out."""
+        """Twelve hex digits of what defines the result; how long, how often saved and how computed is left out."""
         data = asdict(self)
         for name in UNBINDING:
             data["train"].pop(name)
@@ -139,8 +183,19 @@ class Recipe:
         return [k for k in ours if ours[k] != theirs[k] and k.removeprefix("train.") not in UNBINDING]
 
 
-# Fields of `train` that say how long and how often, not what: a run may be resumed under others.
-UNBINDING = ("steps", "checkpoint_every", "log_every", "keep")
+# Fields of `train` that say how long, how often and how it is computed, not what: a run may be resumed under others.
+UNBINDING = (
+    "steps",
+    "checkpoint_every",
+    "log_every",
+    "sample_every",
+    "keep",
+    "accumulate",
+    "parallel",
+    "compile",
+    "recompute",
+    "workers",
+)
 
 
 def from_dict(cls: type, data: Mapping[str, Any], where: str) -> Any:
@@ -175,6 +230,10 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if value is None:
             return None
         return _typed(next(a for a in get_args(hint) if a is not type(None)), value, where)
+    if origin is tuple and get_args(hint)[-1] is Ellipsis:
+        if not isinstance(value, list | tuple):
+            raise HemstitchError(f"{where} is a list, not {value!r}")
+        return tuple(_typed(get_args(hint)[0], v, where) for v in value)
     if origin is tuple:
         if not isinstance(value, list | tuple) or len(value) != len(get_args(hint)):
             raise HemstitchError(f"{where} is a list of {len(get_args(hint))} values, not {value!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 from .errors import HemstitchError
 from .files import read_json, read_json_file, write_text
@@ -13,7 +14,7 @@ from .recipe import Recipe
 
 
 class Run:
-    """recipe.json, metrics.jsonl, checkpoints/, samples/, tensorboard/ under one path."""
+    """recipe.json, provenance.jsonl, metrics.jsonl, checkpoints/, snapshots/, samples/, experts/ under one path."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -21,6 +22,10 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
 
     @property
     def exists(self) -> bool:
@@ -49,6 +54,7 @@ class Run:
             raise HemstitchError(f"{self.path} is not empty and not a run: choose another --out")
         try:
             write_text(self.path / "recipe.json", recipe.to_json())
+            write_text(self.path / "README.txt", _README.format(name=recipe.name, path=self.path))
         except OSError as error:
             raise HemstitchError(f"cannot write to {self.path} ({error}): choose another --out") from error
 
@@ -72,6 +78,29 @@ class Run:
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             write_text(path, "".join(line + "\n" for line in kept))
+
+    def sitting(self, facts: dict[str, Any]) -> dict[str, Any] | None:
+        """Note where and how training starts or goes on, in provenance.jsonl. Returns the note before it, if any."""
+        path = self.path / "provenance.jsonl"
+        before = path.read_text().splitlines() if path.exists() else []
+        with path.open("a") as file:
+            file.write(json.dumps(facts) + "\n")
+        return read_json(before[-1], f"the last line of {path}") if before else None
+
+
+_README = """A training run of hemstitch, recipe {name}.
+
+recipe.json        everything that defines it
+provenance.jsonl   where each sitting ran: code, machine, precision, processes
+metrics.jsonl      losses and speed by step
+checkpoints/       weights, averaged weights (ema) and optimizer; one marked COMPLETE is whole
+samples/, experts/ pictures by step: samples of the averaged weights; which expert runs when (Switch-DiT)
+trackers/          what tensorboard reads
+snapshots/         power-function averages, of which load(..., ema=LENGTH) makes one of any length
+
+go on:   hemstitch train {path}/recipe.json --out {path} --resume
+sample:  hemstitch sample {path} --out samples/
+"""
 
 
 def _step_of(line: str) -> float:

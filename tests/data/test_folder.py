@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hemstitch.data import ImageFolder, open_dataset
-from hemstitch.data.folder import _square
+from hemstitch.data.decoded import _square
 from hemstitch.errors import HemstitchError, MissingExtraError
 
 
@@ -345,7 +345,7 @@ class TestBroken:
         assert levels(data, 0, 1, 2, 3) == [0, 2, 3, 4]
 
     def test_one_warning_names_the_first_few(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("hemstitch.data.folder._NAMED", 3)
+        monkeypatch.setattr("hemstitch.data.decoded._NAMED", 3)
         tree(tmp_path, {"a": 9})
         for i in range(1, 7):
             (tmp_path / "a" / f"{i:03}.png").write_bytes(b"")
@@ -425,7 +425,7 @@ class TestBroken:
             ImageFolder(tmp_path, 8).images(torch.tensor([3]))
 
     def test_three_may_fail_in_a_small_set_and_no_more(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("hemstitch.data.folder._NAMED", 3)
+        monkeypatch.setattr("hemstitch.data.decoded._NAMED", 3)
         tree(tmp_path, {"a": 8})
         for i in range(4):
             truncated(tmp_path / "a" / f"{i:03}.png")

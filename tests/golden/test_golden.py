@@ -10,10 +10,12 @@ from hemstitch.models import NetConfig, layers
 from hemstitch.models.dtr import sliding_window
 from hemstitch.models.switch_dit import switch_prior
 from hemstitch.process import Process
+from hemstitch.recipe import TrainRecipe
 from hemstitch.samplers import Levels, init, sampler_of
 from hemstitch.stitch.plan import Plan
 from hemstitch.stitch.stitched import Stitched
 from hemstitch.train.objective import Objective
+from hemstitch.train.weighting import WEIGHTINGS
 
 NETS = ["dit", "small", "dtr", "switch"]
 ROWS = [0, 1, 100, 250, 500, 750, 900, 999]
@@ -126,7 +128,7 @@ def test_hybrid_loss(golden, golden_nets, assert_close):
 @pytest.mark.parametrize(("weighting", "name"), [("constant", "constant"), ("min_snr", "min_snr_5")])
 @torch.no_grad()
 def test_switch_loss(golden, golden_nets, assert_close, weighting, name):
-    objective = Objective(golden_nets["switch"], PROCESS, weighting)
+    objective = Objective(golden_nets["switch"], PROCESS, WEIGHTINGS[weighting](TrainRecipe()))
     losses = objective(golden["x"], golden["tt"], golden["eps"], golden["y"])
     assert_close(losses.mse, golden[f"switchloss.{name}.mse"])
     assert_close(losses.noise, golden[f"switchloss.{name}.loss"])

@@ -6,7 +6,7 @@ Shape suffixes: B batch, C channels, S size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -47,32 +47,26 @@ class Dataset(ABC):
     def spec(self, null_label: bool) -> Spec:
         """What a network trained on this data denoises."""
         classes = len(self.classes)
-        return Spec(self.channels, self.size, classes, null_label and classes > 0, self.name)
+        return Spec(self.channels, self.size, classes, null_label and classes > 0, self.name, self.mean, self.std)
 
 
+@lru_cache(maxsize=2)
 def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
     """(size,) the order of one epoch, a function of (seed, epoch) alone."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(size, generator=generator)
 
 
-def batches(size: int, batch: int, seed: int, start: int = 0) -> Iterator[Tensor]:
-    """Endless (batch,) index batches from step `start` on; epochs follow each other without dropping a sample.
+def batch_at(size: int, batch: int, seed: int, step: int) -> Tensor:
+    """(batch,) the indices of a step's batch. Epochs follow each other without dropping a sample.
 
     Position is a number (step · batch), not the state of an iterator: a run resumes anywhere.
     """
-    position = start * batch
-    epoch, order = -1, torch.empty(0, dtype=torch.int64)
-    while True:
-        parts: list[Tensor] = []
-        missing = batch
-        while missing:
-            if position // size != epoch:
-                epoch = position // size
-                order = epoch_order(size, seed, epoch)
-            offset = position % size
-            part = order[offset : offset + missing]
-            parts.append(part)
-            position += len(part)
-            missing -= len(part)
-        yield torch.cat(parts)
+    position = step * batch
+    parts: list[Tensor] = []
+    while position < (step + 1) * batch:
+        epoch, offset = divmod(position, size)
+        part = epoch_order(size, seed, epoch)[offset : offset + (step + 1) * batch - position]
+        parts.append(part)
+        position += len(part)
+    return torch.cat(parts)

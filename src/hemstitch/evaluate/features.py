@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..data import Dataset, batches
+from ..data import Dataset, batch_at
 from ..errors import CheckpointError
 from ..files import read_json, save_tensors, write_atomic
 
@@ -106,9 +106,8 @@ def train_classifier(train: Dataset, test: Dataset, steps: int = 600, batch: int
         net = Classifier(Shape(train.channels, train.size, len(train.classes)))
         optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-        order = batches(len(train), batch, seed)
-        for _ in range(steps):
-            index = next(order)
+        for step in range(steps):
+            index = batch_at(len(train), batch, seed, step)
             images = train.images(index)
             rows, columns = torch.randint(0, 3, (2,)).tolist()
             padded = F.pad(images, (1, 1, 1, 1), value=-1.0)

@@ -112,6 +112,7 @@ def _common_spec(members: Mapping[str, Denoiser]) -> Spec:
     (first_name, first), *others = members.items()
     null_label = first.spec.null_label
     space = first.spec.space
+    scale = first.spec.mean, first.spec.std
     for name, other in others:
         differing = [
             f"{field}: {first_name} has {getattr(first.spec, field)!r}, {name} has {getattr(other.spec, field)!r}"
@@ -120,8 +121,11 @@ def _common_spec(members: Mapping[str, Denoiser]) -> Spec:
         ]
         if space and other.spec.space and space != other.spec.space:
             differing.append(f"space: {first_name} has {space!r}, {name} has {other.spec.space!r}")
+        if scale[0] and other.spec.mean and scale != (other.spec.mean, other.spec.std):
+            differing.append(f"mean and std that samples were normalised by: {first_name} and {name} have others")
         if differing:
             raise StitchError("these members cannot denoise one trajectory. " + "; ".join(differing))
         space = space or other.spec.space
+        scale = scale if scale[0] else (other.spec.mean, other.spec.std)
         null_label = null_label and other.spec.null_label
-    return Spec(first.spec.channels, first.spec.size, first.spec.num_classes, null_label, space)
+    return Spec(first.spec.channels, first.spec.size, first.spec.num_classes, null_label, space, *scale)

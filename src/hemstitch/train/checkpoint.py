@@ -2,7 +2,7 @@
 
 A checkpoint is written aside, synced, renamed to `step_NNNNNNNN` and only then marked with a COMPLETE file that lists
 its files' sizes and hashes. Older ones go after that. Whatever is killed in between leaves the newest complete one
-whole. Weights and optimizer are safetensors, the rest JSON; nothing is pickled.
+whole. Tensors are safetensors, the rest JSON; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -11,34 +11,31 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from torch import Tensor
 
 from ..errors import HemstitchError
-from ..files import read_json_file, save_tensors, sync, write_text
+from ..files import save_tensors, sync, write_text
 from ..marked import MARKER, complete, name_of, sha256, step_folders, step_of
-from ..models import DiT
-from ..process import Process
-from ..weights import save_net
 
 
-def save(
-    folder: Path,
-    step: int,
-    net: DiT,
-    ema: DiT,
-    optimizer: torch.optim.Optimizer,
-    process: Process,
-    space: str,
-    keep: int,
-) -> Path:
+@dataclass(frozen=True)
+class Content:
+    """A file of tensors and its metadata."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def save(folder: Path, step: int, contents: Mapping[str, Content], state: Mapping[str, Any], keep: int) -> Path:
     """Write the checkpoint of a step under `folder`, then remove older ones but for the newest `keep` - 1.
 
-    Returns its path.
+    contents: by name, each a NAME.safetensors. state: what JSON can say, state.json. Returns the checkpoint's path.
     """
     final = folder / name_of(step)
     aside = folder / f".{name_of(step)}.{os.getpid()}.tmp"
@@ -46,24 +43,20 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
         aside.mkdir()
-        save_net(aside / "model.safetensors", net.state_dict(), net.config, process, space)
-        save_net(aside / "ema.safetensors", ema.state_dict(), ema.config, process, space)
-        save_tensors(aside / "optimizer.safetensors", _optimizer_tensors(net, optimizer))
-        (aside / "state.json").write_text(json.dumps({"step": step}))
-        files = sorted(aside.iterdir())
-        for file in files:
-            sync(file)
-        contents = {f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
+        for name, content in contents.items():
+            save_tensors(aside / f"{name}.safetensors", content.tensors, content.metadata or None)
+        (aside / "state.json").write_text(json.dumps(dict(state)))
+        listing = _settled(sorted(aside.iterdir()))
         if final.exists():  # this very step, found damaged or unmarked when the run was resumed
             os.replace(final, folder / f".{final.name}.{os.getpid()}.old.tmp")
         os.replace(aside, final)
         sync(folder)
-        write_text(final / MARKER, json.dumps(contents))
+        write_text(final / MARKER, json.dumps(listing))
         older = [c for c in complete(folder) if step_of(c) < step]
         for old in older[: len(older) - (keep - 1)]:
             (old / MARKER).unlink()
             shutil.rmtree(old)
-    except OSError as error:  # no space, no permission
+    except (OSError, SafetensorError) as error:  # no space, no permission
         raise HemstitchError(
             f"the checkpoint {final} could not be written ({error}); the one before it is untouched. "
             "Make room or choose another --out, and resume"
@@ -73,33 +66,14 @@ def save(
     return final
 
 
-def restore(checkpoint: Path, net: DiT, ema: DiT, optimizer: torch.optim.Optimizer) -> int:
-    """Load a verified checkpoint into a freshly built run. Returns its step."""
-    net.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    ema.load_state_dict(load_file(checkpoint / "ema.safetensors"))
-    _restore_optimizer(net, optimizer, load_file(checkpoint / "optimizer.safetensors"))
-    return int(read_json_file(checkpoint / "state.json")["step"])
-
-
-def _trainable(net: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in net.named_parameters() if p.requires_grad}
-
-
-def _optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state: Mapping[Any, Mapping[str, Tensor]] = optimizer.state
-    return {
-        f"{name}/{key}": value.detach().contiguous()
-        for name, parameter in _trainable(net).items()
-        for key, value in state.get(parameter, {}).items()
-    }
-
-
-def _restore_optimizer(net: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Through the optimizer's own loading, which puts each tensor where this device's step wants it."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for i, name in enumerate(_trainable(net)):
-        state[i] = {k.rpartition("/")[2]: v for k, v in tensors.items() if k.rpartition("/")[0] == name}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def _settled(files: list[Path]) -> dict[str, dict[str, Any]]:
+    """Every file on disk, its size and hash. Hashing reads memory while the disk writes."""
+    with ThreadPoolExecutor(4) as pool:
+        synced = [pool.submit(sync, file) for file in files]
+        hashes = list(pool.map(sha256, files))
+        for done in synced:
+            done.result()
+    return {f.name: {"bytes": f.stat().st_size, "sha256": h} for f, h in zip(files, hashes, strict=True)}
 
 
 def _clear(folder: Path) -> None:

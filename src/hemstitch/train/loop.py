@@ -1,65 +1,48 @@
-"""Training as a generator: `loop` steps and yields, `fit` wraps it with a run folder. Callers observe.
+"""The training step, as a generator: it steps and yields; `fit` wraps it with a run folder. Callers observe.
 
 Every random choice of a step (which samples, their times, noise, dropped labels, flips) is a function of the seed, the
-step and the row of the global batch. A resumed run therefore repeats nothing and skips nothing, and the number of
-processes does not change what is trained on.
+step and the row of the global batch. A resumed run therefore repeats nothing and skips nothing, and neither the number
+of processes nor that of the parts of a batch changes what is trained on.
 
-Shape suffixes: B rows of this process, C channels, H height, W width.
+Shape suffixes: B rows of this process and part, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import seeds
-from ..data import Dataset, batches, open_dataset
-from ..errors import HemstitchError, MissingExtraError
+from ..data import Dataset, batch_at
+from ..data.ahead import ahead
 from ..models import DiT, build
 from ..recipe import Recipe
-from ..run import Run
-from . import checkpoint
-from .ema import Ema
+from ..weights import load
+from .ema import STDS, Average, power_average
+from .engine import Engine
+from .finetune import begin_from
 from .objective import Losses, Objective
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-
-class Progress(NamedTuple):
-    """What training shows now and then. step: steps done. rate: images per second. left: seconds to the end.
-
-    saved: the checkpoint just written, if one was. stopped: whether the run ends here because it was asked to.
-    """
-
-    step: int
-    loss: float
-    mse: float
-    vb: float
-    prior: float
-    gradient_norm: float
-    rate: float
-    left: float
-    saved: Path | None = None
-    stopped: bool = False
+from .sharding import whole
+from .weighting import UNCERTAINTY_RATE, WEIGHTINGS, own_parameters
 
 
 @dataclass
 class Trainee:
-    """What training changes: the network, its average, the optimizer and the number of steps done."""
+    """What training changes: the network, its averages by name, the optimizer and the number of steps done.
+
+    notes: what is to be said about where it began.
+    """
 
     net: DiT
-    objective: torch.nn.Module
-    ema: Ema[DiT]
+    objective: nn.Module
+    averages: dict[str, Average]
     optimizer: torch.optim.Optimizer
+    notes: tuple[str, ...] = ()
     step: int = 0
 
 
@@ -72,197 +55,134 @@ class Batch(NamedTuple):
     y_B: Tensor | None
 
 
-def draw(recipe: Recipe, data: Dataset, step: int, index_B: Tensor, rows: range, device: torch.device) -> Batch:
-    """The batch of a step: rows `rows` of the global batch, whose samples are `index_B`."""
-    train, process = recipe.train, recipe.process
-    x0 = data.images(index_B)
+class Rows(NamedTuple):
+    """What the host makes of a batch: x0 (B, C, H, W), key_B2 (B, 2) of its random choices, y_B labels or None."""
+
+    x0: Tensor
+    key_B2: Tensor
+    y_B: Tensor | None
+
+
+class Stepped(NamedTuple):
+    """One step.
+
+    step: steps done. readings: (5,) on the device: loss, regression, bound, prior loss, gradient norm; means over this
+    process's rows but for the norm. waited: seconds for data.
+    """
+
+    step: int
+    readings: Tensor
+    waited: float
+
+
+def rows_of(recipe: Recipe, data: Dataset, step: int, rows: range) -> Rows:
+    """Rows `rows` of a step's global batch, on the host."""
+    train = recipe.train
+    index_B = batch_at(len(data), train.batch, train.seed, step)[rows.start : rows.stop]
     key_B2 = seeds.keys([(train.seed, step * train.batch + row) for row in rows])
     if train.flip and data.flippable:
-        flip_B = seeds.integers(key_B2, seeds.TRAIN_FLIP, 2).bool()
-        x0 = torch.where(flip_B.reshape(-1, 1, 1, 1), x0.flip(-1), x0)
-    x0 = x0.to(device, non_blocking=True)
-    eps = seeds.normal(key_B2, seeds.TRAIN_NOISE, x0.shape[1:], device)
-    if process.is_flow:
-        t_B = seeds.uniform(key_B2, seeds.TRAIN_TIME, device) * (1 - 2e-4) + 1e-4
+        x0 = data.mirrored(index_B, seeds.integers(key_B2, seeds.TRAIN_FLIP, 2).bool())
     else:
-        t_B = seeds.integers(key_B2, seeds.TRAIN_TIME, process.timesteps, device)
+        x0 = data.images(index_B)
     y_B = None
     if data.classes:
         y_B = data.labels[index_B]
         if train.label_dropout:
             dropped_B = seeds.uniform(key_B2, seeds.TRAIN_DROP) < train.label_dropout
             y_B = torch.where(dropped_B, len(data.classes), y_B)
-        y_B = y_B.to(device, non_blocking=True)
-    return Batch(x0, t_B, eps, y_B)
+    return Rows(x0, key_B2, y_B)
 
 
-def prepare(recipe: Recipe, accelerator: Accelerator) -> Trainee:
-    """A freshly initialised trainee, by the recipe's seed."""
+def noised(recipe: Recipe, rows: Rows, device: torch.device) -> Batch:
+    """The rows on the device, with their times and noise."""
+    x0 = rows.x0.to(device, non_blocking=True)
+    eps = seeds.normal(rows.key_B2, seeds.TRAIN_NOISE, x0.shape[1:], device)
+    y_B = None if rows.y_B is None else rows.y_B.to(device, non_blocking=True)
+    return Batch(x0, recipe.times.draw(rows.key_B2, device), eps, y_B)
+
+
+def prepare(recipe: Recipe, engine: Engine) -> Trainee:
+    """A trainee at step 0: freshly drawn by the recipe's seed, or from the weights that it names."""
     train = recipe.train
     torch.manual_seed(train.seed)
     net = build(recipe.net)
-    ema = Ema(net, train.ema)
-    objective = Objective(net, recipe.process, train.weighting, train.prior_weight)
-    trainable = [p for p in net.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trainable,
-        lr=train.learning_rate,
-        weight_decay=train.weight_decay,
-        fused=accelerator.device.type == "cuda",
-    )
-    prepared, optimizer = accelerator.prepare(objective, optimizer)
-    ema.net.to(accelerator.device)
-    return Trainee(net, prepared, ema, getattr(optimizer, "optimizer", optimizer))
+    notes = begin_from(net, load(train.init)) if train.init else []
+    objective = Objective(net, recipe.process, WEIGHTINGS[train.weighting](train), train.prior_weight)
+    wrapped = engine.wrap(objective, train)
+    averages = {"ema": Average(net, lambda step: train.ema)}
+    if train.snapshot_every:
+        averages |= {f"power_{std:.3f}": power_average(net, std) for std in STDS}
+    groups: list[dict[str, Any]] = [{"params": [p for p in net.parameters() if p.requires_grad]}]
+    if own_parameters(objective):
+        groups.append({"params": own_parameters(objective), "lr": UNCERTAINTY_RATE, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
+    return Trainee(net, wrapped, averages, optimizer, tuple(notes))
 
 
-def loop(
-    trainee: Trainee, recipe: Recipe, data: Dataset, accelerator: Accelerator
-) -> Iterator[tuple[int, Losses, Tensor]]:
-    """Step from where the trainee stands to the recipe's end, yielding (steps done, losses, gradient norm)."""
+def loop(trainee: Trainee, recipe: Recipe, data: Dataset, engine: Engine) -> Iterator[Stepped]:
+    """Step from where the trainee stands to the recipe's end."""
     train = recipe.train
-    share, rank = train.batch // accelerator.num_processes, accelerator.process_index
-    rows = range(rank * share, (rank + 1) * share)
-    limit = train.clip or float("inf")
-    for index in batches(len(data), train.batch, train.seed, start=trainee.step):
+    parts = [engine.rows(train, part) for part in range(train.accumulate)]
+    pinned = engine.device.type == "cuda"
+
+    def make(step: int) -> list[Rows]:
+        made = [rows_of(recipe, data, step, rows) for rows in parts]
+        return [Rows(r.x0.pin_memory(), *r[1:]) for r in made] if pinned else made
+
+    if trainee.step >= train.steps:
+        return
+    for made, waited in ahead(make, trainee.step, train.workers):
+        readings = accumulated(trainee, recipe, made, engine)
+        readings[4] = update(trainee, recipe, engine)
+        yield Stepped(trainee.step, readings, waited)
         if trainee.step >= train.steps:
             return
-        batch = draw(recipe, data, trainee.step, index[rows.start : rows.stop], rows, accelerator.device)
-        losses: Losses = trainee.objective(*batch)
-        accelerator.backward(losses.loss)
-        norm = torch.nn.utils.clip_grad_norm_(trainee.net.parameters(), limit)
-        trainee.optimizer.step()
-        trainee.optimizer.zero_grad(set_to_none=True)
-        trainee.ema.update(trainee.net)
-        trainee.step += 1
-        yield trainee.step, losses, norm
 
 
-def fit(
-    recipe: Recipe, out: Path, *, resume: bool = False, data: Dataset | None = None, device: str | None = None
-) -> Iterator[Progress]:
-    """Train a recipe into a run folder, yielding progress at every `log_every` steps and at checkpoints.
-
-    Ctrl-C (or SIGTERM) finishes the step, saves and ends; a second one ends at once. Arguments are checked when the
-    first value is asked for; the folder is left alone if they are wrong.
-    """
-    data = data or open_dataset(recipe.data.kind, recipe.data.path, recipe.data.size)
-    recipe = recipe.fitted(data.channels, data.size, len(data.classes))
-    accelerator = _accelerator(recipe, out, device)
-    if accelerator.num_processes > 1:
-        raise HemstitchError("training runs in one process so far: start it without a launcher")
-    trainee = prepare(recipe, accelerator)
-    run = Run(out)
-    run.begin(recipe, resume)
-    newest = run.newest() if resume else None
-    if newest is not None:
-        trainee.step = checkpoint.restore(newest, trainee.net, trainee.ema.net, trainee.optimizer)
-    if resume:
-        run.rewind(trainee.step)
-    accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainee.step + 1}})
-
-    def save() -> Path:
-        return checkpoint.save(
-            run.checkpoints,
-            trainee.step,
-            trainee.net,
-            trainee.ema.net,
-            trainee.optimizer,
-            recipe.process,
-            data.name,
-            recipe.train.keep,
-        )
-
-    meter = _Meter(recipe, trainee.step)
-    train = recipe.train
-    with _asked_to_stop() as stop:
-        for step, losses, norm in loop(trainee, recipe, data, accelerator):
-            meter.add(losses, norm)
-            stopping = bool(stop)
-            last = step == train.steps
-            saved = save() if step % train.checkpoint_every == 0 or last or stopping else None
-            if step % train.log_every == 0 or saved:
-                progress = meter.read(step)._replace(saved=saved, stopped=stopping and not last)
-                shown = {k: v for k, v in progress._asdict().items() if k not in ("saved", "stopped", "left")}
-                run.log(shown)
-                accelerator.log({k: v for k, v in shown.items() if k != "step"}, step=step)
-                yield progress
-            if stopping:
-                break
-    accelerator.end_training()
+def accumulated(trainee: Trainee, recipe: Recipe, made: list[Rows], engine: Engine) -> Tensor:
+    """Gradients of a whole batch, part by part. Returns the (5,) readings, the norm's place empty."""
+    readings = torch.zeros(5, device=engine.device)
+    for i, rows in enumerate(made):
+        last = i == len(made) - 1
+        with nullcontext() if last else engine.unsynced(trainee.objective):
+            with engine.autocast():
+                losses: Losses = trainee.objective(*noised(recipe, rows, engine.device))
+            torch.autograd.backward(engine.scaler.scale(losses.loss / len(made)))
+        told = (losses.loss, losses.mse.mean(), losses.vb.mean(), losses.prior)
+        readings[:4] += torch.stack([v.detach() for v in told]) / len(made)
+    return readings
 
 
-class _Meter:
-    """Averages since the last reading. Losses stay on the device until they are read."""
-
-    def __init__(self, recipe: Recipe, start: int) -> None:
-        self.recipe = recipe
-        self.began = self.since = time.perf_counter()
-        self.start = self.last = start
-        self.sums: list[Tensor] = []
-
-    def add(self, losses: Losses, norm: Tensor) -> None:
-        self.sums.append(torch.stack([losses.loss, losses.mse.mean(), losses.vb.mean(), losses.prior, norm]).detach())
-
-    def read(self, step: int) -> Progress:
-        loss, mse, vb, prior, norm = torch.stack(self.sums).mean(0).tolist()
-        now = time.perf_counter()
-        batch, steps = self.recipe.train.batch, self.recipe.train.steps
-        rate = batch * (step - self.last) / (now - self.since)
-        overall = (now - self.began) / (step - self.start)
-        self.sums.clear()
-        self.last, self.since = step, now
-        return Progress(step, loss, mse, vb, prior, norm, rate, overall * (steps - step))
+def update(trainee: Trainee, recipe: Recipe, engine: Engine) -> Tensor:
+    """One step of the optimizer and of the averages. Returns the gradient norm."""
+    train, optimizer = recipe.train, trainee.optimizer
+    engine.scaler.unscale_(optimizer)
+    norm = whole(torch.nn.utils.clip_grad_norm_(trainee.net.parameters(), train.clip or float("inf")))
+    engine.scaler.step(optimizer)
+    engine.scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    trainee.step += 1
+    for average in trainee.averages.values():
+        average.update(trainee.net, trainee.step)
+    return norm
 
 
-class _Stop:
-    """True once a stop was asked for."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __bool__(self) -> bool:
-        return self.asked
+def optimizer_tensors(trainee: Trainee) -> dict[str, Tensor]:
+    """The optimizer's state as NAME/KEY, sharded where parameters are."""
+    state: Mapping[Any, Mapping[str, Tensor]] = trainee.optimizer.state
+    return {f"{name}/{key}": value for name, p in _learned(trainee).items() for key, value in state.get(p, {}).items()}
 
 
-@contextmanager
-def _asked_to_stop() -> Iterator[_Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a flag. Outside the main thread signals are left alone."""
-    stop = _Stop()
-
-    def ask(number: int, frame: Any) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    try:
-        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+def restore_optimizer(trainee: Trainee, tensors: Mapping[str, Tensor], engine: Engine) -> None:
+    """Through the optimizer's own loading, which puts each tensor where this device's step wants it."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for i, (name, p) in enumerate(_learned(trainee).items()):
+        like = {"step": torch.zeros(()), "exp_avg": p.detach(), "exp_avg_sq": p.detach()}
+        state[i] = {key: engine.give(tensors, f"{name}/{key}", value) for key, value in like.items()}
+    trainee.optimizer.load_state_dict({"state": state, "param_groups": trainee.optimizer.state_dict()["param_groups"]})
 
 
-def _accelerator(recipe: Recipe, out: Path, device: str | None) -> Accelerator:
-    try:
-        from accelerate import Accelerator
-    except ImportError:
-        raise MissingExtraError("accelerate", "train") from None
-    if device == "cuda" and not torch.cuda.is_available():
-        raise HemstitchError("there is no GPU that torch can use here: leave out --device, or say cpu")
-    cpu = device == "cpu" or not torch.cuda.is_available()
-    precision = recipe.train.precision
-    bf16 = precision == "bf16" or (precision == "auto" and not cpu)
-    try:
-        import tensorboard  # noqa: F401
-
-        trackers = ["tensorboard"]
-    except ImportError:
-        trackers = []
-    try:
-        return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=cpu, log_with=trackers, project_dir=str(out))
-    except ValueError as error:  # accelerate holds one precision and device per process
-        raise HemstitchError(f"this process has trained on another device or in another precision: {error}") from None
+def _learned(trainee: Trainee) -> dict[str, nn.Parameter]:
+    """The optimizer's parameters by name, in its order: the network's, then a weighting's own."""
+    named = {n: p for n, p in trainee.net.named_parameters() if p.requires_grad}
+    return named | {f"weighting.{i}": p for i, p in enumerate(own_parameters(trainee.objective))}

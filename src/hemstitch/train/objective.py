@@ -12,10 +12,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import HemstitchError
 from ..models import DiT, SwitchDiT
 from ..process import Process, per_row, posterior
-from .weighting import WEIGHTINGS
+from .weighting import ByTime, constant
 
 
 class Losses(NamedTuple):
@@ -35,16 +34,16 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """The training loss of one batch as one module, so that a data-parallel wrapper sees every use of the weights.
 
-    The regression weight comes from `weighting` (a name of `WEIGHTINGS`); the prior loss is added `prior_weight` times.
+    weighting: what `WEIGHTINGS` builds; none counts every sample alike. The prior loss is added `prior_weight` times.
     """
 
-    def __init__(self, net: DiT, process: Process, weighting: str = "constant", prior_weight: float = 1.0) -> None:
+    def __init__(
+        self, net: DiT, process: Process, weighting: nn.Module | None = None, prior_weight: float = 1.0
+    ) -> None:
         super().__init__()
-        if weighting not in WEIGHTINGS:
-            raise HemstitchError(f"train.weighting is one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
         self.net = net
         self.process = process
-        self.weighting = weighting
+        self.weighting = ByTime(constant) if weighting is None else weighting
         self.prior_weight = prior_weight
 
     def forward(self, x0: Tensor, t_B: Tensor, eps: Tensor, y_B: Tensor | None) -> Losses:
@@ -55,8 +54,7 @@ class Objective(nn.Module):
         matching = cast(SwitchDiT, self.net).begin_matching() if routed else None
         x = process.add_noise(x0, eps, t_B)
         output = cast(Tensor, self.net(x, process.network_time(t_B), y_B)).float()
-        weight_B = WEIGHTINGS[self.weighting](process, t_B)
-        mse_B = weight_B * (output[:, :C] - process.target(x0, eps, t_B)).square().flatten(1).mean(1)
+        mse_B = (output[:, :C] - process.target(x0, eps, t_B)).square().flatten(1).mean(1)
         if process.learned_variance:
             # scaled by T / 1000 beside a rescaled regression (Nichol & Dhariwal 2021, the released hybrid loss)
             fraction = (output[:, C:] + 1) / 2
@@ -64,7 +62,7 @@ class Objective(nn.Module):
             vb_B = variational_bound(process, x0, x, predicted, fraction, t_B) * (process.timesteps / 1000)
         else:
             vb_B = torch.zeros_like(mse_B)
-        noise_B = mse_B + vb_B
+        mse_B, noise_B = self.weighting(process, t_B, mse_B, vb_B)
         prior = torch.zeros((), device=x0.device)
         if matching is not None:
             prior = cast(SwitchDiT, self.net).prior_loss(process.network_time(t_B), matching)

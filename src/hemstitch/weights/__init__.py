@@ -37,12 +37,14 @@ def load(
     num_classes: int | None = None,
     process: Process | None = None,
     weights: Weights = "ema",
+    ema: float | None = None,
 ) -> NetDenoiser:
     """A network under its process, on the CPU in float32 and eval mode, from any file or folder of weights.
 
     path: a hemstitch run folder (its newest complete checkpoint) or checkpoint folder, a `.safetensors`, a
         released `.pt`, `.pth` or `.ckpt`, or a diffusers DiT folder (a pipeline's or its transformer's).
     weights: "ema" (the averaged ones, where there are any) or "model".
+    ema: of a run folder with snapshots, the average of this length instead, as a share of the run (0.05 is 5 %).
     process: instead of the file's own, or of the one that the family was released with.
 
     hemstitch's files and diffusers' folders describe themselves. Of a released state dict the sizes are read
@@ -61,6 +63,10 @@ def load(
         raise HemstitchError(f"weights is 'ema' or 'model', not {weights!r}")
     path = Path(path)
     told = Told(family, num_heads, top_k, input_size, num_classes, process)
+    if ema is not None:
+        from . import posthoc
+
+        return posthoc.in_run(path, ema, told).denoiser(process, path)
     return _read(path, told, weights).denoiser(process, path)
 
 
@@ -71,7 +77,7 @@ def save(denoiser: NetDenoiser, path: str | Path) -> None:
     if path.suffix != ".safetensors":
         raise HemstitchError(f"hemstitch's own format is a .safetensors; {path} is not named so")
     with writing(path):
-        save_net(path, net.state_dict(), net.config, denoiser.process, denoiser.spec.space)
+        save_net(path, net.state_dict(), net.config, denoiser.process, native.samples_of(denoiser.spec))
 
 
 def convert(source: str | Path, target: str | Path, format: Format, **keywords: Any) -> list[str]:

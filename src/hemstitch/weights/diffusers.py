@@ -23,7 +23,7 @@ from ..models.config import NetConfig
 from ..models.layers import sincos_positions
 from ..process import PredictionType, Process, Schedule
 from .io import State, read_json_file, read_safetensors, read_text, read_torch, write_folder
-from .native import Header
+from .native import Header, samples_of
 from .released import classes, default_process, unwrapped
 from .stored import SIT, Stored, Told, few
 
@@ -236,7 +236,7 @@ def write(path: Path, denoiser: NetDenoiser, net: DiT) -> list[str]:
     def fill(folder: Path) -> None:
         save_tensors(folder / f"{WEIGHTS}.safetensors", tensors, {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(_config_json(config), indent=2), encoding="utf-8")
-        header = Header.of(config, denoiser.process, denoiser.spec.space)
+        header = Header.of(config, denoiser.process, samples_of(denoiser.spec))
         (folder / HEADER).write_text(header.to_json(), encoding="utf-8")
 
     write_folder(path, fill)

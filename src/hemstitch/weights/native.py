@@ -11,6 +11,7 @@ from typing import Literal, cast
 
 from torch import Tensor
 
+from ..denoiser import Spec
 from ..errors import CheckpointError, HemstitchError
 from ..files import read_json, save_tensors, write_atomic
 from ..marked import MARKER, complete, sound, verify
@@ -27,10 +28,15 @@ Weights = Literal["ema", "model"]
 
 
 @dataclass(frozen=True)
-class Data:
-    """Of the samples, what the network's configuration does not say."""
+class Samples:
+    """What the network's configuration does not say of its samples: see `Spec`."""
 
     space: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+_UNKNOWN = Samples()
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,14 @@ class Header:
     format: int
     net: NetConfig
     process: Process
-    spec: Data
+    spec: Samples
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
-    def of(cls, config: NetConfig, process: Process, space: str) -> Header:
-        return cls(FORMAT, config, process, Data(space))
+    def of(cls, config: NetConfig, process: Process, samples: Samples) -> Header:
+        return cls(FORMAT, config, process, samples)
 
     @classmethod
     def from_json(cls, text: str, source: object) -> Header:
@@ -65,17 +71,28 @@ class Header:
         told.check(self.net, source)
         if told.family == "sit" and told.process is None and not self.process.reverse_time:
             raise CheckpointError(f"{source} says {self.process}, which is not SiT's: leave family= out")
-        return Stored(self.net, self.process, self.spec.space, state)
+        return Stored(self.net, self.process, self.spec.space, state, self.spec.mean, self.spec.std)
 
 
-def save_net(path: Path, net_state: Mapping[str, Tensor], config: NetConfig, process: Process, space: str = "") -> None:
+def samples_of(spec: Spec) -> Samples:
+    return Samples(spec.space, spec.mean, spec.std)
+
+
+def metadata(config: NetConfig, process: Process, samples: Samples) -> dict[str, str]:
+    """What a native file says of itself."""
+    return {KEY: Header.of(config, process, samples).to_json()}
+
+
+def save_net(
+    path: Path, net_state: Mapping[str, Tensor], config: NetConfig, process: Process, samples: Samples = _UNKNOWN
+) -> None:
     """Write a state dict as a native file, whole or not at all.
 
     Raises OSError or SafetensorError when it cannot be written.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in net_state.items()}
-    metadata = {KEY: Header.of(config, process, space).to_json()}
-    write_atomic(path, lambda aside: save_tensors(aside, tensors, metadata))
+    header = metadata(config, process, samples)
+    write_atomic(path, lambda aside: save_tensors(aside, tensors, header))
 
 
 def in_run(folder: Path, weights: Weights) -> Path:

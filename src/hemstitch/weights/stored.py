@@ -58,6 +58,8 @@ class Stored:
     process: Process
     space: str
     state: State
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def denoiser(self, process: Process | None, source: object) -> NetDenoiser:
         """The network, in eval mode and float32, under `process` or its own."""
@@ -68,10 +70,12 @@ class Stored:
                 "learned_variance"
             )
         net = network(self.config, self.state, source).eval()
-        return NetDenoiser(net, process, spec_of(self.config, self.space))
+        return NetDenoiser(net, process, spec_of(self.config, self.space, self.mean, self.std))
 
 
-def spec_of(config: NetConfig, space: str = "") -> Spec:
+def spec_of(
+    config: NetConfig, space: str = "", mean: tuple[float, ...] = (), std: tuple[float, ...] = ()
+) -> Spec:
     """The samples and labels of a network."""
     return Spec(
         channels=config.channels,
@@ -79,6 +83,8 @@ def spec_of(config: NetConfig, space: str = "") -> Spec:
         num_classes=config.num_classes,
         null_label=config.null_label and config.num_classes > 0,
         space=space,
+        mean=mean,
+        std=std,
     )
 
 

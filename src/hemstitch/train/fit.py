@@ -1,0 +1,229 @@
+"""Training into a run folder: checkpoints, metrics, pictures, resuming, stopping."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..data import Dataset, open_dataset
+from ..errors import HemstitchError
+from ..files import read_json_file, save_tensors, write_atomic
+from ..marked import name_of, sha256
+from ..provenance import provenance
+from ..recipe import Recipe
+from ..run import Run
+from ..weights.native import Samples, metadata
+from . import checkpoint
+from .checkpoint import Content
+from .engine import Engine
+from .looks import look
+from .loop import Trainee, loop, noised, optimizer_tensors, prepare, restore_optimizer, rows_of
+from .meter import Meter, Progress
+from .weighting import own_parameters
+
+
+def fit(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    data: Dataset | None = None,
+    device: str | None = None,
+    trackers: Sequence[str] | None = None,
+) -> Iterator[Progress]:
+    """Train a recipe into a run folder, yielding progress at every `log_every` steps and at checkpoints.
+
+    In every process of a launch; the main one alone writes. trackers: accelerate's, by name (tensorboard, wandb,
+    mlflow, …); None is tensorboard if it is installed. Ctrl-C (or SIGTERM) finishes the step, saves and ends; a second
+    one ends at once. Arguments are checked when the first value is asked for; the folder is left alone if they are
+    wrong. Raises HemstitchError when the loss stops being a number: the last checkpoint stays, the batch is saved.
+    """
+    data = data or open_dataset(recipe.data.kind, recipe.data.path, recipe.data.size)
+    recipe = recipe.fitted(data.channels, data.size, len(data.classes))
+    engine = Engine(recipe.train, out, device, trackers)
+    trainee = prepare(recipe, engine)
+    run = Run(out)
+    newest = engine.on_main(partial(_begin, run, recipe, resume))
+    _restore(trainee, newest, engine)
+    if engine.main:
+        run.rewind(trainee.step)
+        _note_sitting(run, recipe, engine, trainee)
+    names = {"tensorboard": {"purge_step": trainee.step + 1}, "wandb": {"name": out.name, "resume": "allow"}}
+    engine.accelerator.init_trackers("hemstitch", config={"recipe": recipe.hash}, init_kwargs=names)
+    train, samples = recipe.train, Samples(data.name, data.mean, data.std)
+    meter = Meter(recipe, engine, trainee.step)
+    try:
+        with _asked_to_stop() as stop:
+            for stepped in loop(trainee, recipe, data, engine):
+                step = stepped.step
+                meter.add(stepped)
+                stopping = engine.any(bool(stop))
+                last = step == train.steps
+                saving = step % train.checkpoint_every == 0 or last or stopping
+                if not (saving or step % train.log_every == 0 or _due(step, train.snapshot_every)):
+                    continue
+                progress, bad = meter.read(step)
+                if bad is not None:
+                    engine.on_main(partial(_diverged, run, recipe, data, bad))
+                saved = _save(run, recipe, engine, trainee, samples) if saving else None
+                if _due(step, train.snapshot_every):
+                    _snapshot(run, recipe, engine, trainee, samples)
+                if _due(step, train.sample_every):
+                    weights = engine.gather(trainee.averages["ema"].weights)
+                    engine.on_main(partial(look, run, recipe, samples, step, weights, engine.device))
+                progress = progress._replace(saved=saved, stopped=stopping and not last)
+                if engine.main:
+                    run.log(progress.metrics())
+                engine.accelerator.log({k: v for k, v in progress.metrics().items() if k != "step"}, step=step)
+                yield progress
+                if stopping:
+                    break
+    except BaseException:
+        for tracker in engine.accelerator.trackers:
+            tracker.finish()
+        raise
+    engine.accelerator.end_training()
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _begin(run: Run, recipe: Recipe, resume: bool) -> Path | None:
+    run.begin(recipe, resume)
+    return run.newest() if resume else None
+
+
+def _note_sitting(run: Run, recipe: Recipe, engine: Engine, trainee: Trainee) -> None:
+    init = Path(recipe.train.init) if recipe.train.init else None
+    facts = provenance(engine.device, engine.precision) | {
+        "step": trainee.step,
+        "recipe": recipe.hash,
+        "processes": engine.world,
+        "parallel": "fsdp" if engine.sharded else "ddp" if engine.world > 1 else "none",
+        "init": f"{init} {sha256(init)[:12] if init.is_file() else ''}".strip() if init else "",
+        "notes": list(trainee.notes),
+    }
+    before = run.sitting(facts)
+    if before is not None and before.get("dtype") != engine.precision:
+        warnings.warn(
+            f"this run was trained in {before.get('dtype')} and goes on in {engine.precision}: pass "
+            f"--precision {before.get('dtype')} for the same arithmetic",
+            stacklevel=3,
+        )
+
+
+def _contents(recipe: Recipe, engine: Engine, trainee: Trainee, samples: Samples) -> dict[str, Content]:
+    """The files of a checkpoint, whole in the main process; every process takes part."""
+    header = metadata(recipe.net, recipe.process, samples)
+    contents = {"model": Content(engine.gather(dict(trainee.net.named_parameters())), header)}
+    for name, average in trainee.averages.items():
+        contents[name] = Content(engine.gather(average.weights), header)
+    contents["optimizer"] = Content(engine.gather(optimizer_tensors(trainee)))
+    learned = own_parameters(trainee.objective)
+    if learned:
+        contents["weighting"] = Content(engine.gather({str(i): p for i, p in enumerate(learned)}))
+    return contents
+
+
+def _save(run: Run, recipe: Recipe, engine: Engine, trainee: Trainee, samples: Samples) -> Path:
+    contents = _contents(recipe, engine, trainee, samples)
+    state: dict[str, Any] = {"step": trainee.step}
+    if engine.scaler.is_enabled():
+        state["scaler"] = engine.scaler.state_dict()
+    write = partial(checkpoint.save, run.checkpoints, trainee.step, contents, state, recipe.train.keep)
+    return engine.on_main(write) or run.checkpoints / name_of(trainee.step)
+
+
+@torch.no_grad()
+def _restore(trainee: Trainee, newest: Path | None, engine: Engine) -> None:
+    """The main process's newest checkpoint, in every process; nothing if there is none."""
+    state = read_json_file(newest / "state.json") if newest else {}
+    trainee.step = engine.number(int(state.get("step", 0)))
+    if not engine.any(newest is not None):
+        return
+
+    def stored(name: str) -> dict[str, Tensor]:
+        return load_file(newest / f"{name}.safetensors") if newest else {}
+
+    source = stored("model")
+    for name, p in trainee.net.named_parameters():
+        p.copy_(engine.give(source, name, p))
+    for which, average in trainee.averages.items():
+        source = stored(which)
+        for name, weight in average.weights.items():
+            weight.copy_(engine.give(source, name, weight))
+    restore_optimizer(trainee, stored("optimizer"), engine)
+    learned = own_parameters(trainee.objective)
+    source = stored("weighting") if learned else {}
+    for i, p in enumerate(learned):
+        p.copy_(engine.give(source, str(i), p))
+    if engine.scaler.is_enabled() and "scaler" in state:
+        engine.scaler.load_state_dict(state["scaler"])
+
+
+def _snapshot(run: Run, recipe: Recipe, engine: Engine, trainee: Trainee, samples: Samples) -> None:
+    """The power-function averages as they are, for an average of any length to be made of later."""
+    header = metadata(recipe.net, recipe.process, samples)
+    for name, average in trainee.averages.items():
+        if name.startswith("power_"):
+            tensors = engine.gather(average.weights)
+            path = run.snapshots / f"{name_of(trainee.step)}_{name}.safetensors"
+            write = partial(save_tensors, tensors=tensors, metadata=header)
+            engine.on_main(partial(write_atomic, path, write))
+
+
+def _diverged(run: Run, recipe: Recipe, data: Dataset, step: int) -> None:
+    """Save the batch that a step was taken on, made again, and raise."""
+    rows = rows_of(recipe, data, step - 1, range(recipe.train.batch))
+    batch = noised(recipe, rows, torch.device("cpu"))
+    tensors = {k: v.contiguous() for k, v in batch._asdict().items() if v is not None}
+    path = run.path / f"diverged_{name_of(step)}.safetensors"
+    write_atomic(path, partial(save_tensors, tensors=tensors))
+    newest = run.newest()
+    whole = f"the last checkpoint, {newest.name}, is untouched" if newest else "no checkpoint was written yet"
+    raise HemstitchError(
+        f"the loss or its gradient is not a number at step {step}; {whole}, and the batch is saved in {path}. "
+        "Resume with a lower --learning-rate into another --out, with --clip 1, or in --precision fp32"
+    )
+
+
+class _Stop:
+    """True once a stop was asked for."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[_Stop]:
+    """Turn the first Ctrl-C or SIGTERM into a flag. Outside the main thread signals are left alone."""
+    stop = _Stop()
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    try:
+        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
