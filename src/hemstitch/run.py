@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import HemstitchError
-from .files import read_json, read_json_file, write_text
+from .files import read_json, read_json_file, sync, write_text
 from .marked import complete, sound
 from .recipe import Recipe
 
@@ -67,10 +67,12 @@ class Run:
             warnings.warn(f"passing over a checkpoint: {wrong}", stacklevel=2)
         return None
 
-    def log(self, metrics: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl."""
+    def log(self, metrics: dict[str, float], durable: bool = False) -> None:
+        """Append a line to metrics.jsonl; durable: and have it on disk."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\n")
+        if durable:
+            sync(self.path / "metrics.jsonl")
 
     def rewind(self, step: int) -> None:
         """Drop the metrics logged after a step, and a line cut short: the run goes on from there."""

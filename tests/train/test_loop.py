@@ -73,11 +73,11 @@ for progress in fit(Recipe.from_json(sys.argv[1]), Path(sys.argv[2]), resume=sys
 """
 
 
-@pytest.mark.parametrize("kills", [(18,), (4, 10, 30)], ids=str)
+@pytest.mark.parametrize("kills", [(4, 18)], ids=str)
 def test_resume_after_kill_is_bitwise(straight, tmp_path, kills):
-    """40 steps straight equal: some, kill -9, resume, and so on; kills before the first checkpoint (7) too.
+    """40 steps straight equal: some, kill -9, resume, and so on; one kill before the first checkpoint (7).
 
-    Weights, average, optimizer, the metrics logged, and with them the data order.
+    Weights, average, optimizer, the metrics logged, and with them the data order. Thirty kills: test_faults.py.
     """
     out = tmp_path / "run"
     recipe = short(40, every=7)

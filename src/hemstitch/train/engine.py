@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+BACKEND = "inductor"  # of torch.compile
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -91,7 +92,7 @@ class Engine:
         parts = _regions(objective.net)
         for part in parts:
             if train.compile:
-                part.forward = torch.compile(part.forward, dynamic=False)
+                part.forward = torch.compile(part.forward, dynamic=False, backend=BACKEND)
             if train.recompute:
                 part.forward = partial(checkpoint, part.forward, use_reentrant=False)
         if self.sharded:
@@ -165,6 +166,11 @@ class Engine:
             dist.broadcast(shared, 0)
             full = shared.to(like.device)
         return laid_out_like(full, like)
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether an error says that another process is gone."""
+        words = ("gloo", "nccl", "connection", "timed out", "peer")
+        return self.world > 1 and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
     def settle(self) -> None:
         """Wait for the accelerator, so that a clock tells the truth."""

@@ -74,22 +74,26 @@ def fit(
                 progress, bad = meter.read(step)
                 if bad is not None:
                     engine.on_main(partial(_diverged, run, recipe, data, bad))
+                if engine.main:  # before the checkpoint: a resumed run drops what was logged after its own
+                    run.log(progress.metrics(), durable=saving)
+                engine.accelerator.log({k: v for k, v in progress.metrics().items() if k != "step"}, step=step)
                 saved = _save(run, recipe, engine, trainee, samples) if saving else None
                 if _due(step, train.snapshot_every):
                     _snapshot(run, recipe, engine, trainee, samples)
                 if _due(step, train.sample_every):
                     weights = engine.gather(trainee.averages["ema"].weights)
                     engine.on_main(partial(look, run, recipe, samples, step, weights, engine.device))
-                progress = progress._replace(saved=saved, stopped=stopping and not last)
-                if engine.main:
-                    run.log(progress.metrics())
-                engine.accelerator.log({k: v for k, v in progress.metrics().items() if k != "step"}, step=step)
-                yield progress
+                yield progress._replace(saved=saved, stopped=stopping and not last)
                 if stopping:
                     break
-    except BaseException:
+    except BaseException as error:
         for tracker in engine.accelerator.trackers:
             tracker.finish()
+        if engine.lost(error):
+            raise HemstitchError(
+                f"another process of this run ended or cannot be reached ({str(error).splitlines()[0]}); its own "
+                "message says why. --resume goes on from the last checkpoint, with as many processes or fewer"
+            ) from error
         raise
     engine.accelerator.end_training()
 

@@ -73,9 +73,7 @@ class Stored:
         return NetDenoiser(net, process, spec_of(self.config, self.space, self.mean, self.std))
 
 
-def spec_of(
-    config: NetConfig, space: str = "", mean: tuple[float, ...] = (), std: tuple[float, ...] = ()
-) -> Spec:
+def spec_of(config: NetConfig, space: str = "", mean: tuple[float, ...] = (), std: tuple[float, ...] = ()) -> Spec:
     """The samples and labels of a network."""
     return Spec(
         channels=config.channels,
