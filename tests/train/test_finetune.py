@@ -109,21 +109,6 @@ def test_interval_fine_tuning_from_the_command_line(tmp_path, capsys):
     save(denoiser(TINY), tmp_path / "small.safetensors")
     (tmp_path / "plan.json").write_text(Plan.fractions({"small": 0.5, "large": 0.5}, 10).to_json())
     options = "--net.family dit --net.width 16 --net.depth 2 --net.heads 2 --steps 2 --batch 4 --device cpu"
-        "--net.family",
-        "dit",
-        "--net.width",
-        "16",
-        "--net.depth",
-        "2",
-        "--net.heads",
-        "2",
-        "--steps",
-        "2",
-        "--batch",
-        "4",
-        "--device",
-        "cpu",
-    ]
     files = ["--init", tmp_path / "small.safetensors", "--plan", tmp_path / "plan.json", "--out", tmp_path / "run"]
     command = ["train", "debug", *options.split(), *map(str, files)]
     assert main([*command, "--member", "small"]) == 0
