@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -11,6 +12,8 @@ from .errors import CheckpointError, HemstitchError
 from .files import read_json_file
 
 MARKER = "COMPLETE"
+
+_PIECE = 32 * 2**20  # bytes
 
 
 def name_of(step: int) -> str:
@@ -65,5 +68,12 @@ def sound(checkpoint: Path, only: Collection[str] | None = None) -> str | None:
 
 
 def sha256(path: Path) -> str:
+    """In large pieces of mapped memory: hashing them leaves the interpreter to other threads."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if path.stat().st_size:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
+                for start in range(0, len(view), _PIECE):
+                    with view[start : start + _PIECE] as piece:
+                        digest.update(piece)
+    return digest.hexdigest()

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -64,6 +65,56 @@ def save(folder: Path, step: int, contents: Mapping[str, Content], state: Mappin
     finally:
         _clear(folder)
     return final
+
+
+class Writer:
+    """Writes checkpoints in a thread while training goes on, one at a time.
+
+    Their tensors are copied into memory that is kept for the next; training waits for the copy only.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._reserving: Future[None] | None = None
+        self._writing: Future[Path] | None = None
+        self._held: dict[tuple[str, str], Tensor] = {}
+
+    def reserve(self, files: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take the memory for such files in the thread, before it is needed: fresh pages are slow to write to."""
+
+        def take() -> None:
+            for file, tensors in files.items():
+                for name, like in tensors.items():
+                    self.place(file, name, like).zero_()
+
+        self._reserving = self._thread.submit(take)
+
+    def place(self, file: str, name: str, like: Tensor) -> Tensor:
+        """Where to copy a tensor of a file to, on the host. Nothing is being written meanwhile: see `finish`."""
+        held = self._held.get((file, name))
+        if held is None or held.shape != like.shape or held.dtype != like.dtype:
+            held = self._held[file, name] = torch.empty(like.shape, dtype=like.dtype)
+        return held
+
+    def begin(self, write: Callable[[], Path]) -> None:
+        self._writing = self._thread.submit(write)
+
+    def check(self) -> None:
+        """Raise what the writing raised, if it has ended."""
+        if self._writing is not None and self._writing.done():
+            self.finish()
+
+    def finish(self) -> Path | None:
+        """Wait for what is being written, and raise what that raised. Returns its path, None if there is nothing."""
+        if self._reserving is not None:
+            self._reserving.result()
+            self._reserving = None
+        writing, self._writing = self._writing, None
+        return None if writing is None else writing.result()
+
+    def close(self) -> None:
+        """Wait, whatever comes of it."""
+        self._thread.shutdown(wait=True)
 
 
 def _settled(files: list[Path]) -> dict[str, dict[str, Any]]:

@@ -147,13 +147,18 @@ class Engine:
             tensor = tensor / self.world
         return tensor
 
-    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors on the host of the main process; nothing in the others, which take part."""
+    def gather(
+        self, tensors: Mapping[str, Tensor], place: Callable[[str, Tensor], Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Whole tensors on the host of the main process; nothing in the others, which take part.
+
+        place: where each is copied to; without it they are the live ones where those are on the host already.
+        """
         found = {}
         for name, tensor in tensors.items():
             full = whole(tensor.detach())
             if self.main:
-                found[name] = full.to("cpu")
+                found[name] = full.to("cpu") if place is None else place(name, full).copy_(full)
         return found
 
     def give(self, source: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:

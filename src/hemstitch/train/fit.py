@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,10 @@ from ..recipe import Recipe
 from ..run import Run
 from ..weights.native import Samples, metadata
 from . import checkpoint
-from .checkpoint import Content
+from .checkpoint import Content, Writer
 from .engine import Engine
 from .looks import look
-from .loop import Trainee, loop, noised, optimizer_tensors, prepare, restore_optimizer, rows_of
+from .loop import Trainee, loop, noised, optimizer_like, optimizer_tensors, prepare, restore_optimizer, rows_of
 from .meter import Meter, Progress
 from .weighting import own_parameters
 
@@ -60,7 +60,9 @@ def fit(
     names = {"tensorboard": {"purge_step": trainee.step + 1}, "wandb": {"name": out.name, "resume": "allow"}}
     engine.accelerator.init_trackers("hemstitch", config={"recipe": recipe.hash}, init_kwargs=names)
     train, samples = recipe.train, Samples(data.name, data.mean, data.std)
-    meter = Meter(recipe, engine, trainee.step)
+    meter, writer = Meter(recipe, engine, trainee.step), Writer()
+    if engine.main:
+        writer.reserve(files_of(trainee) | {"optimizer": optimizer_like(trainee)})
     try:
         with _asked_to_stop() as stop:
             for stepped in loop(trainee, recipe, data, engine):
@@ -77,7 +79,10 @@ def fit(
                 if engine.main:  # before the checkpoint: a resumed run drops what was logged after its own
                     run.log(progress.metrics(), durable=saving)
                 engine.accelerator.log({k: v for k, v in progress.metrics().items() if k != "step"}, step=step)
-                saved = _save(run, recipe, engine, trainee, samples) if saving else None
+                engine.on_main(writer.check)
+                saved = save(run, recipe, engine, trainee, samples, writer) if saving else None
+                if last or stopping:
+                    engine.on_main(writer.finish)
                 if _due(step, train.snapshot_every):
                     _snapshot(run, recipe, engine, trainee, samples)
                 if _due(step, train.sample_every):
@@ -95,6 +100,8 @@ def fit(
                 "message says why. --resume goes on from the last checkpoint, with as many processes or fewer"
             ) from error
         raise
+    finally:
+        writer.close()
     engine.accelerator.end_training()
 
 
@@ -126,26 +133,30 @@ def _note_sitting(run: Run, recipe: Recipe, engine: Engine, trainee: Trainee) ->
         )
 
 
-def _contents(recipe: Recipe, engine: Engine, trainee: Trainee, samples: Samples) -> dict[str, Content]:
-    """The files of a checkpoint, whole in the main process; every process takes part."""
-    header = metadata(recipe.net, recipe.process, samples)
-    contents = {"model": Content(engine.gather(dict(trainee.net.named_parameters())), header)}
-    for name, average in trainee.averages.items():
-        contents[name] = Content(engine.gather(average.weights), header)
-    contents["optimizer"] = Content(engine.gather(optimizer_tensors(trainee)))
+def files_of(trainee: Trainee) -> dict[str, Mapping[str, Tensor]]:
+    """The files of a checkpoint but for the optimizer's, sharded where weights are."""
+    files: dict[str, Mapping[str, Tensor]] = {"model": dict(trainee.net.named_parameters())}
+    files |= {name: average.weights for name, average in trainee.averages.items()}
     learned = own_parameters(trainee.objective)
-    if learned:
-        contents["weighting"] = Content(engine.gather({str(i): p for i, p in enumerate(learned)}))
-    return contents
+    return files | ({"weighting": {str(i): p for i, p in enumerate(learned)}} if learned else {})
 
 
-def _save(run: Run, recipe: Recipe, engine: Engine, trainee: Trainee, samples: Samples) -> Path:
-    contents = _contents(recipe, engine, trainee, samples)
+def save(run: Run, recipe: Recipe, engine: Engine, trainee: Trainee, samples: Samples, writer: Writer) -> Path:
+    """Begin to write a checkpoint, whole, in the main process; every process takes part in gathering it."""
+    engine.on_main(writer.finish)
+    header = metadata(recipe.net, recipe.process, samples)
+    tensors = files_of(trainee) | {"optimizer": optimizer_tensors(trainee)}
+    headers = {file: {} if file in ("optimizer", "weighting") else header for file in tensors}
+    contents = {
+        file: Content(engine.gather(of_file, partial(writer.place, file)), headers[file])
+        for file, of_file in tensors.items()
+    }
     state: dict[str, Any] = {"step": trainee.step}
     if engine.scaler.is_enabled():
         state["scaler"] = engine.scaler.state_dict()
-    write = partial(checkpoint.save, run.checkpoints, trainee.step, contents, state, recipe.train.keep)
-    return engine.on_main(write) or run.checkpoints / name_of(trainee.step)
+    if engine.main:
+        writer.begin(partial(checkpoint.save, run.checkpoints, trainee.step, contents, state, recipe.train.keep))
+    return run.checkpoints / name_of(trainee.step)
 
 
 @torch.no_grad()

@@ -177,9 +177,17 @@ def restore_optimizer(trainee: Trainee, tensors: Mapping[str, Tensor], engine: E
     """Through the optimizer's own loading, which puts each tensor where this device's step wants it."""
     state: dict[int, dict[str, Tensor]] = {}
     for i, (name, p) in enumerate(_learned(trainee).items()):
-        like = {"step": torch.zeros(()), "exp_avg": p.detach(), "exp_avg_sq": p.detach()}
-        state[i] = {key: engine.give(tensors, f"{name}/{key}", value) for key, value in like.items()}
+        state[i] = {key: engine.give(tensors, f"{name}/{key}", like) for key, like in _adamw_state(p).items()}
     trainee.optimizer.load_state_dict({"state": state, "param_groups": trainee.optimizer.state_dict()["param_groups"]})
+
+
+def optimizer_like(trainee: Trainee) -> dict[str, Tensor]:
+    """Tensors of the shapes that `optimizer_tensors` has after a step."""
+    return {f"{name}/{k}": like for name, p in _learned(trainee).items() for k, like in _adamw_state(p).items()}
+
+
+def _adamw_state(p: nn.Parameter) -> dict[str, Tensor]:
+    return {"step": torch.zeros(()), "exp_avg": p.detach(), "exp_avg_sq": p.detach()}
 
 
 def _learned(trainee: Trainee) -> dict[str, nn.Parameter]:

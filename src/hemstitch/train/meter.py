@@ -23,7 +23,8 @@ class Progress(NamedTuple):
     floating-point operations per second and process that the network's multiply-adds account for, three forwards a
     step. share: of those that plain matrix products reached in the same precision when training began. memory: most
     bytes allocated on the GPU, 0 on a CPU.
-    saved: the checkpoint just written, if one was. stopped: whether the run ends here because it was asked to.
+    saved: the checkpoint of this step, if it has one; it is complete by the time the next is begun, and at the end.
+    stopped: whether the run ends here because it was asked to.
     """
 
     step: int
