@@ -179,10 +179,22 @@ def training_step(objective: Objective, optimizer: torch.optim.Optimizer, batch:
     return step
 
 
-def training_run() -> dict[str, float]:
-    """The debug recipe through `fit` on this device, in bf16, in two sittings: losses fall and it resumes."""
+def training_runs() -> dict[str, dict[str, float]]:
+    """The debug recipe through `fit` on this device: losses fall, alike in every precision, and it resumes."""
+    ways: dict[str, dict[str, Any]] = {
+        "fp32": {"precision": "fp32"},
+        "bf16": {"precision": "bf16"},
+        "fp16": {"precision": "fp16"},
+        "bf16, recomputed, in 4 parts": {"precision": "bf16", "recompute": True, "accumulate": 4},
+        "bf16, compiled": {"precision": "bf16", "compile": True},
+    }
+    return {name: training_run(**changes) for name, changes in ways.items()}
+
+
+def training_run(**changes: Any) -> dict[str, float]:
+    """In two sittings."""
     recipe = recipes.debug()
-    recipe = replace(recipe, train=replace(recipe.train, steps=100, log_every=50))
+    recipe = replace(recipe, train=replace(recipe.train, steps=100, log_every=50, sample_every=0, **changes))
     first = replace(recipe, train=replace(recipe.train, steps=60))
     with tempfile.TemporaryDirectory() as folder:
         told = list(fit(first, Path(folder) / "run"))
@@ -203,7 +215,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Any]] = {
         "golden_gap": golden,
         "synchronisation": no_synchronisation,
-        "training_run": training_run,
+        "training_runs": training_runs,
         "stitching_bf16": lambda: stitching(torch.bfloat16),
         "stitching_fp32": lambda: stitching(torch.float32, steps=25),
         "sampling_seconds_bf16": lambda: sampling_cost(torch.bfloat16),

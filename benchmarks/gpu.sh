@@ -4,4 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out="${1:-benchmarks/results}"
 mkdir -p "$out"
-PYTHONPATH=src python3 benchmarks/gpu.py --out "$out"
+export PYTHONPATH=src
+python3 benchmarks/gpu.py --out "$out"
+python3 benchmarks/train.py --device cuda --out "$out"

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,11 @@ def turns(
     }
 
 
-def steps(device: str, size: str, batch: int, rounds: int, warm: int = 2, **changes: Any) -> dict[str, Any]:
+def steps(
+    device: str, size: str, batch: int, rounds: int, warm: int = 2, families: Sequence[str] = FAMILIES, **changes: Any
+) -> dict[str, Any]:
     variants, engines = {}, []
-    for family in FAMILIES:
+    for family in families:
         step, engine = stepping(sized(f"{family}_{size}", batch, **changes), device)
         variants[f"{family}_{size}"] = step
         engines.append(engine)
@@ -209,8 +211,8 @@ def peak_share(batch: int, rounds: int = 10) -> dict[str, Any]:
     result: dict[str, Any] = {"measured_product_rate": product_rate(torch.device("cuda"), DTYPES["bf16"])}
     for compiled in (True, False):
         label = "compiled" if compiled else "not compiled"
-        result[label] = steps("cuda", "xl2", batch, rounds, 4, compile=compiled)
-        for family in FAMILIES:
+        result[label] = steps("cuda", "xl2", batch, rounds, 4, ("dit", "switch_dit"), compile=compiled)
+        for family in ("dit", "switch_dit"):
             told = result[label][f"{family}_xl2"]
             rate = 6 * describe(f"{family}_xl2").macs * batch / told["seconds"]
             told |= {

@@ -56,7 +56,7 @@ class Engine:
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         launched_sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-        self.sharded = self.world > 1 and (train.parallel == "fsdp" or launched_sharded)
+        self.sharded = (train.parallel == "fsdp" or launched_sharded) and dist.is_initialized()
         if self.sharded and self.precision == "fp16":
             raise HemstitchError("train.precision fp16 does not go with fsdp: use bf16")
         if train.batch % (self.world * train.accumulate):
