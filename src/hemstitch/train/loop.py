@@ -157,7 +157,10 @@ def update(trainee: Trainee, recipe: Recipe, engine: Engine) -> Tensor:
     """One step of the optimizer and of the averages. Returns the gradient norm."""
     train, optimizer = recipe.train, trainee.optimizer
     engine.scaler.unscale_(optimizer)
-    norm = whole(torch.nn.utils.clip_grad_norm_(trainee.net.parameters(), train.clip or float("inf")))
+    if train.clip:
+        norm = whole(torch.nn.utils.clip_grad_norm_(trainee.net.parameters(), train.clip))
+    else:
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in trainee.net.parameters() if p.grad is not None]))
     engine.scaler.step(optimizer)
     engine.scaler.update()
     optimizer.zero_grad(set_to_none=True)
