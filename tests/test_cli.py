@@ -171,6 +171,79 @@ def test_bad_sampling_is_told_apart(runs, tmp_path, capsys):
     assert "cannot write samples" in failing(capsys, "sample", a, "--steps", "2", "--out", tmp_path / "file" / "x")
 
 
-def test_every_preset_builds():
+def test_every_preset_builds_and_says_what_was_published():
     for name, build in RECIPES.items():
         assert build().name == name
+        assert build.__doc__
+    assert "FID-50K 16.21" in RECIPES["switch_dit_b2"].__doc__
+    assert RECIPES["dit_b2_ffhq"]().net.num_classes == 0
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory):
+    """Sixteen pictures of two classes."""
+    folder = tmp_path_factory.mktemp("pixels")
+    torch.manual_seed(0)
+    for i in range(16):
+        path = folder / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(torch.randint(0, 255, (16, 16, 3), dtype=torch.uint8).numpy()).save(path)
+    return folder
+
+
+def test_from_pictures_through_latents_to_pictures(pixels, tmp_path, capsys):
+    """encode, train on the cache, sample and decode, as docs/training.md has it."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+    ).save_pretrained(tmp_path / "vae")
+    vae, latents = str(tmp_path / "vae"), str(tmp_path / "latents")
+    assert cli.main(["encode", str(pixels), "--size", "16", "--vae", vae, "--out", latents]) == 0
+    assert f"--data.kind latents --data.path {latents}" in capsys.readouterr().out
+    train = ["train", "debug", "--data.kind", "latents", "--data.path", latents, "--steps", "2", *SMALL]
+    assert cli.main([*train, "--sample-every", "2", "--out", str(tmp_path / "run")]) == 0
+    denoiser = load(tmp_path / "run")
+    assert denoiser.spec.shape == (4, 8, 8)
+    assert len(denoiser.spec.mean) == len(denoiser.spec.std) == 4
+    assert denoiser.spec.space.startswith("latents:")
+    sample = ["sample", str(tmp_path / "run"), "--num", "3", "--steps", "2"]
+    assert cli.main([*sample, "--vae", vae, "--out", str(tmp_path / "decoded")]) == 0
+    assert Image.open(tmp_path / "decoded" / "000002.png").size == (16, 16)
+    assert cli.main([*sample, "--out", str(tmp_path / "raw")]) == 0
+    assert (tmp_path / "raw" / "000002.safetensors").exists()
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "other")
+    said = failing(capsys, *sample, "--vae", tmp_path / "other", "--out", tmp_path / "no")
+    assert "these samples are of the space latents:" in said
+
+
+def test_pixels_are_cached_as_they_are(pixels, tmp_path, capsys):
+    """Training from the cache is training from the folder, bit for bit; the space has the folder's name."""
+    cache = tmp_path / "cache"
+    assert cli.main(["encode", str(pixels), "--size", "16", "--dtype", "uint8", "--out", str(cache)]) == 0
+    plain = ["train", "debug", "--steps", "3", "--sample-every", "0", *SMALL]
+    sources = {"cache": ["latents", cache, "0"], "folder": ["folder", pixels, "16"]}
+    for name, (kind, path, size) in sources.items():
+        options = ["--data.kind", kind, "--data.path", str(path), "--data.size", size, "--out", str(tmp_path / name)]
+        assert cli.main([*plain, *options]) == 0
+    a, b = (load(tmp_path / name, weights="model") for name in sources)
+    assert a.spec == b.spec
+    for ours, theirs in zip(a.net.parameters(), b.net.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_dry_run(tmp_path, capsys, monkeypatch):
+    """The recipe, sizes, memory and a timed step; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "debug", "--dry-run", *SMALL]) == 0
+    said = capsys.readouterr().out
+    for part in ('"weighting": "constant"', "1437 images of digits", "multiply-adds", "GiB (weights", "a step, "):
+        assert part in said
+    assert cli.main(["train", "dit_s8", "--dry-run", "--net.depth", "1", "--batch", "2", "--device", "cpu"]) == 0
+    assert "no --data.path: counted and timed on noise" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

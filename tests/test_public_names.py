@@ -24,7 +24,7 @@ def test_the_readmes_names_are_public():
 
 def test_the_core_imports_only_what_it_may():
     """Training, plotting and data extras are imported where they are used, not by the core."""
-    extras = ["accelerate", "diffusers", "sklearn", "matplotlib", "PIL", "tensorboard", "gradio", "fastapi"]
+    extras = ["accelerate", "datasets", "diffusers", "sklearn", "matplotlib", "PIL", "tensorboard", "gradio", "fastapi"]
     code = f"""
 import sys, hemstitch as hs
 for name in hs.__all__: getattr(hs, name)

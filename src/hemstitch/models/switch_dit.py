@@ -42,12 +42,16 @@ class Experts(nn.Module):
             gate = gate_BM.to(w.dtype)
             mixed = (gate @ w.flatten(1)).view(w.shape[1:])
             return torch.addcmul(z_BLD, z_BLD, F.linear(z_BLD, mixed.T, (gate @ b)[0]))
-        return cast(Tensor, _RoutedPerRow.apply(z_BLD, gate_BM, w, b))  # type: ignore[no-untyped-call]
+        plain = (
+            z_BLD.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+        )
+        route = _RoutedRowByRow if plain else _RoutedPerRow
+        return cast(Tensor, route.apply(z_BLD, gate_BM, w, b))  # type: ignore[no-untyped-call]
 
 
 class _RoutedPerRow(torch.autograd.Function):
-    """`Experts.forward` with a timestep per row. Backward makes the merged maps again instead of keeping B of them,
-    which would be larger than any activation (D² against L·D numbers a row).
+    """`Experts.forward` with a timestep per row, the rows merged together. Backward makes the merged maps again instead
+    of keeping B of them, which would be larger than any activation (D² against L·D numbers a row).
     """
 
     @staticmethod
@@ -74,6 +78,46 @@ class _RoutedPerRow(torch.autograd.Function):
         grad_gate = (grad_mixed @ w_cast.flatten(1).T).float() + (grad_bias @ b.to(dtype).T).float()
         grad_w = (gate.T @ grad_mixed).view_as(w).to(w.dtype)
         return grad_z, grad_gate.to(gate_BM.dtype), grad_w, (gate.T @ grad_bias).to(b.dtype)
+
+
+class _RoutedRowByRow(torch.autograd.Function):
+    """The same for a CPU in one precision: a row's merged map stays in the cache, its unselected experts are not read,
+    and no memory is taken for B maps.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z_BLD: Tensor, gate_BM: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        ctx.selected = [[(m, g) for m, g in enumerate(row) if g] for row in gate_BM.tolist()]
+        bias_BD = gate_BM.to(b.dtype) @ b
+        total_BLD, mixed_DD = torch.empty_like(z_BLD), torch.empty_like(w[0])
+        for i, selected in enumerate(ctx.selected):
+            torch.addmm(bias_BD[i], z_BLD[i], _mix_into(mixed_DD, selected, w), out=total_BLD[i])
+        ctx.save_for_backward(z_BLD, gate_BM, w, b, total_BLD)
+        return torch.addcmul(z_BLD, z_BLD, total_BLD)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        z_BLD, gate_BM, w, b, total_BLD = ctx.saved_tensors
+        of_total = grads[0] * z_BLD
+        grad_z = torch.addcmul(grads[0], grads[0], total_BLD)
+        grad_w, grad_bias = torch.zeros_like(w), of_total.sum(1)
+        grad_gate = (grad_bias @ b.T).to(gate_BM.dtype)
+        mixed_DD, grad_mixed = torch.empty_like(w[0]), torch.empty_like(w[0])
+        for i, selected in enumerate(ctx.selected):
+            grad_z[i].addmm_(of_total[i], _mix_into(mixed_DD, selected, w).T)
+            torch.mm(z_BLD[i].T, of_total[i], out=grad_mixed)
+            for m, g in selected:
+                grad_w[m].add_(grad_mixed, alpha=g)
+                grad_gate[i, m] += torch.dot(grad_mixed.flatten(), w[m].flatten())
+        return grad_z, grad_gate, grad_w, gate_BM.T.to(b.dtype) @ grad_bias
+
+
+def _mix_into(mixed_DD: Tensor, selected: list[tuple[int, float]], w: Tensor) -> Tensor:
+    """One row's merged map, written over `mixed_DD`."""
+    mixed_DD.zero_()
+    for m, g in selected:
+        mixed_DD.add_(w[m], alpha=g)
+    return mixed_DD
 
 
 def _mixed(gate_BM: Tensor, w_MDD: Tensor) -> Tensor:
