@@ -392,7 +392,9 @@ def _given(known: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 def _told(p: Progress) -> str:
     prior = f", prior {p.prior:.4f}" if p.prior else ""
-    return f"step {p.step}, loss {p.loss:.4f}{prior}, {p.rate:.0f} images/s, {_clock(p.left)} left"
+    waiting = f", waiting for data {p.waited:.0%} of the time" if p.waited > 0.02 else ""
+    speed = f"{p.rate:.0f} images/s, {p.share:.0%} of the matrix rate here{waiting}"
+    return f"step {p.step}, loss {p.loss:.4f}{prior}, {speed}, {_clock(p.left)} left"
 
 
 def _clock(seconds: float) -> str:

@@ -222,8 +222,9 @@ def test_compiled_blocks_compute_the_same(tmp_path, monkeypatch):
 
 def test_trackers_by_name(tmp_path, monkeypatch):
     """accelerate's trackers are asked for by their name, told every metric, and a missing one names its package."""
-    with pytest.raises(ImportError, match="comet_ml is needed here and not installed"):
-        list(fit(recipe_of(2), tmp_path / "run", device="cpu", trackers=["comet_ml"]))
+    for name, said in (("comet_ml", "comet_ml is not installed: pip install comet-ml"), ("notes", "not 'notes'")):
+        with pytest.raises(HemstitchError, match=said):
+            list(fit(recipe_of(2), tmp_path / "run", device="cpu", trackers=[name]))
     list(fit(recipe_of(4), tmp_path / "run", device="cpu", trackers=["tensorboard"]))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

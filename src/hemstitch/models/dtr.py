@@ -6,7 +6,7 @@ Shape suffixes: B batch, L tokens, D width, T train timesteps, U units.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,12 @@ def sliding_window(timesteps: int, units: int, alpha: float, beta: float) -> Ten
     return inside.float()
 
 
+@lru_cache(maxsize=16)
+def channel_mask(config: NetConfig, device: torch.device) -> Tensor:
+    """(T, D): which channels each timestep's blocks see."""
+    return sliding_window(config.timesteps, config.width, config.mask_alpha, config.mask_beta).to(device)
+
+
 class ChannelMask(nn.Module):
     """routed = z ∘ mask(t): the block sees the task's channels, the others pass by."""
 
@@ -37,12 +43,7 @@ class DTR(DiT):
 
     router = staticmethod(lambda config: ChannelMask())
 
-    def __init__(self, config: NetConfig) -> None:
-        super().__init__(config)
-        mask_TD = sliding_window(config.timesteps, config.width, config.mask_alpha, config.mask_beta)
-        self.register_buffer("mask", mask_TD, persistent=False)
-
     def routing(self, e_BD: Tensor, t_B: Tensor) -> Sequence[Tensor]:
-        mask_TD = cast(Tensor, self.mask)
+        mask_TD = channel_mask(self.config, e_BD.device)
         index_B = t_B.round().long().clamp(0, len(mask_TD) - 1)
         return [mask_TD[index_B]] * self.config.depth

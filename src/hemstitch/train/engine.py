@@ -103,9 +103,7 @@ class Engine:
             return objective
         if self.world > 1:
             ids = [self.device] if self.device.type == "cuda" else None
-            return DistributedDataParallel(
-                objective, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            return DistributedDataParallel(objective, device_ids=ids, gradient_as_bucket_view=True)
         return objective
 
     def unsynced(self, objective: nn.Module) -> AbstractContextManager[Any]:
@@ -221,14 +219,17 @@ def _shard(objective: Objective, parts: Sequence[nn.Module], device: torch.devic
 def _accelerator(cpu: bool, out: Path, trackers: Sequence[str] | None) -> Accelerator:
     try:
         from accelerate import Accelerator
-        from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+        from accelerate.utils import InitProcessGroupKwargs, LoggerType, ProjectConfiguration
     except ImportError:
         raise MissingExtraError("accelerate", "train") from None
     if trackers is None:
         trackers = ["tensorboard"] if _installed("tensorboard") else []
+    known = [str(name) for name in LoggerType.list() if str(name) != "all"]
     for name in trackers:
+        if name not in known:
+            raise HemstitchError(f"a tracker is one of accelerate's, {', '.join(known)}, not {name!r}")
         if not _installed(name):
-            raise MissingExtraError(name, "train" if name == "tensorboard" else name)
+            raise HemstitchError(f"the tracker {name} is not installed: pip install {name.replace('_', '-')}")
     try:
         return Accelerator(
             mixed_precision="no",  # the recipe's precision is applied here, not by the launcher
