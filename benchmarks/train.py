@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from hemstitch.data import ImageFolder
 from hemstitch.describe import describe
 from hemstitch.provenance import provenance
 from hemstitch.recipe import DataRecipe, Recipe
-from hemstitch.train.engine import DTYPES, Engine
+from hemstitch.train.engine import DTYPES, Engine, keep_pages
 from hemstitch.train.estimate import Noise, estimate
 from hemstitch.train.fit import fit
 from hemstitch.train.loop import accumulated, optimizer_like, prepare, rows_of, update
@@ -40,13 +39,15 @@ PEAK_BF16 = 989.4e12  # dense, of an H100 SXM or H200, by its maker's data sheet
 
 
 def sized(name: str, batch: int, **changes: Any) -> Recipe:
-    """A published recipe at another batch, its weights drawn so that every gradient is alive."""
+    """A published recipe at another batch."""
     recipe = recipes.recipe(name)
     return replace(recipe, train=replace(recipe.train, batch=batch, **changes))
 
 
 def stepping(recipe: Recipe, device: str) -> tuple[Callable[[], None], Engine]:
-    """One whole training step as `fit` takes it: noise, forward, backward, AdamW, average."""
+    """One whole training step as `fit` takes it: noise, forward, backward, AdamW, average. No weight is zero."""
+    if device == "cpu":
+        keep_pages()
     engine = Engine(recipe.train, Path("."), device, [])
     trainee = prepare(recipe, engine)
     with torch.no_grad():
@@ -121,7 +122,9 @@ def memory(size: str, batch: int) -> dict[str, Any]:
 
 def peak_of(name: str, batch: int) -> None:
     def kib() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        """This process's own peak: ru_maxrss would begin with its parent's."""
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0])
 
     torch.ones(1).requires_grad_().sum().backward()
     before = kib()

@@ -218,6 +218,7 @@ def test_from_pictures_through_latents_to_pictures(pixels, tmp_path, capsys):
     assert cli.main([*sample, "--out", str(tmp_path / "raw")]) == 0
     assert (tmp_path / "raw" / "000002.safetensors").exists()
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "other")
+    capsys.readouterr()
     said = failing(capsys, *sample, "--vae", tmp_path / "other", "--out", tmp_path / "no")
     assert "these samples are of the space latents:" in said
 
@@ -227,7 +228,7 @@ def test_pixels_are_cached_as_they_are(pixels, tmp_path, capsys):
     cache = tmp_path / "cache"
     assert cli.main(["encode", str(pixels), "--size", "16", "--dtype", "uint8", "--out", str(cache)]) == 0
     plain = ["train", "debug", "--steps", "3", "--sample-every", "0", *SMALL]
-    sources = {"cache": ["latents", cache, "0"], "folder": ["folder", pixels, "16"]}
+    sources = {"cached": ["latents", cache, "0"], "direct": ["folder", pixels, "16"]}
     for name, (kind, path, size) in sources.items():
         options = ["--data.kind", kind, "--data.path", str(path), "--data.size", size, "--out", str(tmp_path / name)]
         assert cli.main([*plain, *options]) == 0

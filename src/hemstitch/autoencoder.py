@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import seeds
+from .data.dataset import restored
 from .denoiser import Spec
 from .errors import CheckpointError, HemstitchError, MissingExtraError
 from .files import read_json_file
@@ -196,15 +197,10 @@ def decoder(path: str | os.PathLike[str], spec: Spec, device: torch.device | str
         raise HemstitchError(f"these samples are of the space {spec.space}; {path} is {autoencoder.fingerprint}")
     if autoencoder.channels not in (None, spec.channels):
         raise HemstitchError(f"{path} decodes {autoencoder.channels} channels; these samples have {spec.channels}")
-    mean, std = spec.mean or autoencoder.mean, spec.std or autoencoder.std
-
-    def decode(samples: Tensor) -> Tensor:
-        if mean:
-            scale, shift = (samples.new_tensor(v).reshape(-1, 1, 1) for v in (std, mean))
-            samples = samples * scale + shift
-        return autoencoder.decode(samples)
-
-    return decode
+    # samples of a cache say what they were normalised by; of others, the published scaling is what is usual
+    known = bool(spec.mean) or spec.space.startswith("latents:")
+    mean, std = (spec.mean, spec.std) if known else (autoencoder.mean, autoencoder.std)
+    return lambda samples: autoencoder.decode(restored(samples, mean, std))
 
 
 _UNFIT = ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -10,6 +10,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from .data.dataset import restored
 from .denoiser import Denoiser
 from .errors import HemstitchError
 from .evaluate import pictures
@@ -41,7 +42,11 @@ def write_samples(
         index = range(start, min(count, start + batch))
         chosen = [labels[i % len(labels)] for i in index] if labels else None
         images = generate(model, chosen, seeds=[(seed, i) for i in index], **look)
-        images = (images if decode is None else decode(images)).cpu()
+        if decode is not None:
+            images = decode(images)
+        elif is_picture:
+            images = restored(images, model.spec.mean, model.spec.std)
+        images = images.cpu()
         try:
             for i, image in zip(index, images, strict=True):
                 if is_picture:

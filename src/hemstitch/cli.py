@@ -169,9 +169,13 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
     out = known.out or Path("runs") / recipe.name
     if known.dry_run:
         return _dry_run(recipe, known.device)
+    from .train.engine import keep_pages
     from .train.fit import fit
 
+    keep_pages()
     line = _Line()
+    if known.resume and not out.exists():
+        line.say(f"there is nothing to resume in {out}: starting anew")
     line.say(f"{recipe.name} -> {out}\n{textwrap.fill(recipe.summary(), 110, break_on_hyphens=False)}")
     progress = None
     trackers = None if known.track is None else known.track.split(",")

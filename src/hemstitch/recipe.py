@@ -124,6 +124,11 @@ class Recipe:
             raise HemstitchError(
                 f"net.timesteps ({self.net.timesteps}) and process.timesteps ({self.process.timesteps}) agree"
             )
+        if self.process.reverse_time and self.net.family != "dit":
+            raise HemstitchError(
+                f"a {self.net.family} routes by timesteps, and under process.reverse_time the network is told 0..1: "
+                "use the flow process without it"
+            )
         _ = self.times  # its intervals are checked
 
     @property
@@ -176,6 +181,11 @@ class Recipe:
     def summary(self) -> str:
         """Every value by its dotted name, in one line."""
         return ", ".join(f"{name} {value}" for name, value in _dotted(asdict(self)).items())
+
+    def dotted(self) -> dict[str, Any]:
+        """Every value by its dotted name; lists as text."""
+        flat = _dotted(asdict(self))
+        return {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in flat.items()}
 
     def difference(self, other: Recipe) -> list[str]:
         """Dotted names that differ, but for those that do not change the result."""

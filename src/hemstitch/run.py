@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,8 @@ class Run:
     def log(self, metrics: dict[str, float], durable: bool = False) -> None:
         """Append a line to metrics.jsonl; durable: and have it on disk."""
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+            told = {k: v if math.isfinite(v) else None for k, v in metrics.items()}  # JSON has no infinity
+            file.write(json.dumps(told) + "\n")
         if durable:
             sync(self.path / "metrics.jsonl")
 
@@ -84,10 +87,17 @@ class Run:
     def sitting(self, facts: dict[str, Any]) -> dict[str, Any] | None:
         """Note where and how training starts or goes on, in provenance.jsonl. Returns the note before it, if any."""
         path = self.path / "provenance.jsonl"
-        before = path.read_text().splitlines() if path.exists() else []
-        with path.open("a") as file:
-            file.write(json.dumps(facts) + "\n")
-        return read_json(before[-1], f"the last line of {path}") if before else None
+        lines = path.read_text().splitlines() if path.exists() else []
+        before = [told for line in lines if (told := _read_line(line)) is not None]
+        write_text(path, "".join(json.dumps(told) + "\n" for told in (*before, facts)))
+        return before[-1] if before else None
+
+    @property
+    def key(self) -> str:
+        """Eight hex digits that are this run's for good, by which trackers know it again."""
+        path = self.path / "provenance.jsonl"
+        first = path.read_text().partition("\n")[0] if path.exists() else ""
+        return hashlib.sha256(f"{self.path.resolve()} {first}".encode()).hexdigest()[:8]
 
 
 _README = """A training run of hemstitch, recipe {name}.
@@ -105,8 +115,13 @@ sample:  hemstitch sample {path} --out samples/
 """
 
 
-def _step_of(line: str) -> float:
+def _read_line(line: str) -> dict[str, Any] | None:
+    """A line of JSON, or None where it was cut short."""
     try:
-        return float(read_json(line, "a line of metrics").get("step", float("inf")))
+        return read_json(line, "a line")
     except HemstitchError:
-        return float("inf")
+        return None
+
+
+def _step_of(line: str) -> float:
+    return float((_read_line(line) or {}).get("step", float("inf")))

@@ -345,14 +345,21 @@ class TestBroken:
         assert levels(data, 0, 1, 2, 3) == [0, 2, 3, 4]
 
     def test_one_warning_names_the_first_few(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("hemstitch.data.decoded._NAMED", 3)
+        monkeypatch.setattr("hemstitch.data.decoded._NAMED", 2)
         tree(tmp_path, {"a": 9})
-        for i in range(1, 7):
+        for i in range(1, 4):
             (tmp_path / "a" / f"{i:03}.png").write_bytes(b"")
-        with pytest.warns(UserWarning, match=r"6 of 9 .*001.png, .*002.png, .*003.png and 3 more$") as caught:
+        with pytest.warns(UserWarning, match=r"3 of 9 .*001.png, .*002.png and 1 more$") as caught:
             data = ImageFolder(tmp_path, 8)
         assert len(caught) == 1
-        assert len(data.broken) == 6
+        assert len(data.broken) == 3
+
+    def test_more_than_one_in_a_hundred_is_refused(self, tmp_path):
+        tree(tmp_path, {"a": 9})
+        for i in range(1, 5):
+            (tmp_path / "a" / f"{i:03}.png").write_bytes(b"")
+        with pytest.raises(HemstitchError, match=r"more than 1% of the images in .* are broken, 4 of 9: .*001.png"):
+            ImageFolder(tmp_path, 8)
 
     def test_a_class_of_broken_files(self, tmp_path):
         tree(tmp_path, {"a": 3, "b": 2})

@@ -20,7 +20,10 @@ from hemstitch import HemstitchError, load, recipes
 from hemstitch.data import Digits, ImageFolder, batch_at
 from hemstitch.run import Run
 from hemstitch.train import engine
-from hemstitch.train.fit import fit
+from hemstitch.train.checkpoint import Writer
+from hemstitch.train.fit import fit, restore, save
+from hemstitch.train.loop import loop, prepare
+from hemstitch.weights.native import Samples
 
 BASE = recipes.recipe("debug").overridden(
     {"net.width": "16", "net.depth": "2", "batch": "16", "log_every": "2", "sample_every": "0"}
@@ -196,7 +199,7 @@ def test_going_on_in_another_precision_is_told(tmp_path):
     list(fit(recipe_of(2), out, device="cpu"))
     lines = (out / "provenance.jsonl").read_text().replace('"fp32"', '"bf16"')
     (out / "provenance.jsonl").write_text(lines)
-    with pytest.warns(UserWarning, match="trained in bf16 and goes on in fp32: pass --precision bf16"):
+    with pytest.warns(UserWarning, match="trained in bf16 and goes on in fp32, for it is on another kind of device"):
         list(fit(recipe_of(4), out, device="cpu", resume=True))
 
 
@@ -243,3 +246,61 @@ def test_pictures_at_intervals(tmp_path):
         assert names == ["step_00000002.png", "step_00000004.png"]
     sheet = Image.open(out / "samples" / "step_00000004.png")
     assert sheet.size == ((8 * 9 - 1) * 8, (4 * 9 - 1) * 8)
+
+
+def test_pictures_without_labels_and_without_luck(tmp_path, monkeypatch):
+    """Unlabelled data are drawn too; a picture that fails costs a warning, not the run."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(8):
+        Image.fromarray(np.full((8, 8, 3), 30 * i, dtype=np.uint8)).save(folder / f"{i}.png")
+    list(fit(recipe_of(2, sample_every=2), tmp_path / "a", device="cpu", data=ImageFolder(folder, 8)))
+    assert (tmp_path / "a" / "samples" / "step_00000002.png").exists()
+
+    def unlucky(*arguments, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("hemstitch.train.looks.generate", unlucky)
+    with pytest.warns(UserWarning, match="no pictures at step 2: out of memory"):
+        told = list(fit(recipe_of(2, sample_every=2), tmp_path / "b", device="cpu", data=ImageFolder(folder, 8)))
+    assert told[-1].saved
+
+
+def test_data_that_changed_are_refused_on_resume(tmp_path):
+    data = ImageFolder(pictures(tmp_path / "pictures", set()), 8)
+    list(fit(recipe_of(2), tmp_path / "run", device="cpu", data=data))
+    (tmp_path / "pictures" / "a" / "000.png").unlink()
+    with pytest.raises(HemstitchError, match="trained on 200 images and the data now hold 199"):
+        list(fit(recipe_of(4), tmp_path / "run", device="cpu", resume=True, data=ImageFolder(tmp_path / "pictures", 8)))
+
+
+def test_a_cut_provenance_does_not_stop_a_resume(tmp_path):
+    out = tmp_path / "run"
+    list(fit(recipe_of(2), out, device="cpu"))
+    with (out / "provenance.jsonl").open("a") as file:
+        file.write('{"step": 2, "dty')
+    told = list(fit(recipe_of(4), out, device="cpu", resume=True))
+    assert told[-1].step == 4
+    assert len([json.loads(line) for line in (out / "provenance.jsonl").open()]) == 2
+
+
+def test_the_scaler_is_restored(tmp_path):
+    """Saved and loaded through a checkpoint as under fp16, which only a GPU trains in."""
+    recipe = recipe_of(4, every=2).fitted(1, 8, 10)
+
+    def scaled():
+        made = engine.Engine(recipe.train, tmp_path, "cpu", [])
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+        return made, prepare(recipe, made)
+
+    (first, trainee), writer, run = scaled(), Writer(), Run(tmp_path / "run")
+    for stepped in loop(trainee, recipe, Digits("train"), first):
+        if stepped.step == 2:
+            break
+    first.scaler.update(2048.0)
+    saved = save(run, recipe, first, trainee, Samples(), writer)
+    writer.finish()
+    second, other = scaled()
+    restore(other, saved, second)
+    assert second.scaler.get_scale() == 2048.0
+    assert other.step == 2

@@ -13,6 +13,7 @@ from hemstitch.train.engine import Engine
 from hemstitch.train.finetune import begin_from
 from hemstitch.train.fit import fit
 from hemstitch.train.loop import prepare
+from hemstitch.weights.native import Samples
 
 TINY = NetConfig(input_size=8, channels=1, width=16, depth=2, heads=2, num_classes=10, learned_variance=False)
 
@@ -43,7 +44,7 @@ def test_upcycling_changes_nothing_at_first(tmp_path):
     recipe = recipes.recipe("debug").overridden(
         {"net.width": "16", "net.depth": "2", "net.heads": "2", "init": str(tmp_path / "dense.safetensors")}
     )
-    trainee = prepare(recipe.fitted(1, 8, 10), Engine(recipe.train, tmp_path, "cpu", []))
+    trainee = prepare(recipe.fitted(1, 8, 10), Engine(recipe.train, tmp_path, "cpu", []), Samples())
     assert trainee.notes == ("upcycled: 2 × 3 experts are zero and their gates new",)
     batch = inputs([0, 3, 9, 10])
     with torch.no_grad():
@@ -116,6 +117,26 @@ def test_interval_fine_tuning_from_the_command_line(tmp_path, capsys):
     assert recipe.train.intervals == ((445.0, 1000.0),)
     assert main(command) == 2
     assert "--plan and --member go together" in capsys.readouterr().err
+
+
+def test_another_process_or_space_is_refused():
+    source = denoiser(TINY)
+    with pytest.raises(HemstitchError, match=r"trained under Process\(schedule='linear'.*the recipe has .*'flow'"):
+        begin_from(build(TINY), source, Process("flow", "flow"))
+    named = NetDenoiser(source.net, source.process, replace(source.spec, space="digits"))
+    with pytest.raises(HemstitchError, match=r"denoise the space 'digits' and the data are of 'folder:x'"):
+        begin_from(build(TINY), named, Process(), Samples("folder:x"))
+    assert begin_from(build(TINY), named, Process(), Samples("digits")) == []
+
+
+def test_a_run_goes_on_without_the_weights_it_began_from(tmp_path):
+    save(denoiser(TINY), tmp_path / "dense.safetensors")
+    recipe = recipes.recipe("debug").overridden(
+        {"net.width": "16", "net.depth": "2", "net.heads": "2", "init": str(tmp_path / "dense.safetensors")}
+    )
+    list(fit(recipe.overridden({"steps": "2"}), tmp_path / "run", device="cpu"))
+    (tmp_path / "dense.safetensors").unlink()
+    assert list(fit(recipe.overridden({"steps": "3"}), tmp_path / "run", device="cpu", resume=True))[-1].step == 3
 
 
 def test_missing_weights_are_named(tmp_path):

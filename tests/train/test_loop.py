@@ -150,10 +150,11 @@ def test_a_finished_run_resumes_to_nothing(straight):
     assert contents(straight) == before
 
 
-def test_only_the_newest_checkpoints_stay(tmp_path):
-    run_to_end(short(9, every=3, keep=2), tmp_path / "run")
+@pytest.mark.parametrize("keep", [1, 2, 4, 5, 20])
+def test_only_the_newest_checkpoints_stay(tmp_path, keep):
+    run_to_end(short(8, every=1, keep=keep), tmp_path / "run")
     names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["step_00000006", "step_00000009"]
+    assert names == [name_of(step) for step in range(1, 9)][-keep:]
 
 
 def test_the_run_folder_explains_itself(straight):

@@ -62,7 +62,7 @@ def gap(a, b):
         ours, theirs = (load_file(Run(run).newest() / f"{name}.safetensors") for run in (a, b))
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
-            scale = max(1.0, float(value.abs().max()))
+            scale = max(1e-12, float(value.abs().max())) if value.any() else 1.0
             worst = max(worst, float((value - theirs[key]).abs().max()) / scale)
     return worst
 

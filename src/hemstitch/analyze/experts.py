@@ -24,12 +24,9 @@ def expert_map(net: SwitchDiT) -> Tensor:
 def expert_map_png(map_TNM: Tensor, title: str) -> bytes:
     """Timesteps from left (clean) to right (noise), one row per expert, blocks apart; dark is probable."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("matplotlib", "report") from None
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
     _, N, M = map_TNM.shape
     figure = Figure(figsize=(7, max(2.2, 0.14 * N * M + 1.2)), dpi=120, layout="constrained")
     axes = figure.subplots()

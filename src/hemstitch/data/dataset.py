@@ -6,6 +6,7 @@ Shape suffixes: B batch, C channels, S size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -48,6 +49,14 @@ class Dataset(ABC):
         """What a network trained on this data denoises."""
         classes = len(self.classes)
         return Spec(self.channels, self.size, classes, null_label and classes > 0, self.name, self.mean, self.std)
+
+
+def restored(samples: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Samples (B, C, S, S) with their normalisation undone; as they are where there was none."""
+    if not mean:
+        return samples
+    scale, shift = (samples.new_tensor(v).reshape(-1, 1, 1) for v in (std, mean))
+    return samples * scale + shift
 
 
 @lru_cache(maxsize=2)

@@ -54,11 +54,16 @@ class ImageFolder(Decoded):
                 )
         counts = torch.tensor([len(of_class) for of_class in sound])
         labels = torch.repeat_interleave(torch.arange(len(sound)), counts)
-        super().__init__(path, size, f"folder:{Path(os.path.abspath(path)).name}", classes, labels)
+        total = len(bad) + len(labels)
+        if len(bad) > max(3, total / 100):
+            raise HemstitchError(
+                f"more than 1% of the images in {path} are broken, {len(bad)} of {total}: {some(sorted(bad))}; check "
+                "how the data set was copied, and replace or remove such files"
+            )
+        super().__init__(path, size, f"folder:{Path(os.path.abspath(path)).name}", classes, labels, lost=len(bad))
         self.broken += sorted(map(Path, bad))
         self._files = [file for of_class in sound for file in of_class]
         if bad:
-            total = len(bad) + len(self)
             warnings.warn(
                 f"{len(bad)} of {total} images in {path} are broken and left out: {some(sorted(bad))}",
                 stacklevel=2,

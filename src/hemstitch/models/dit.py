@@ -66,7 +66,8 @@ class DiT(nn.Module):
                 raise HemstitchError(f"this network has {config.num_classes} classes: pass labels y, (B,)")
             y = torch.zeros(len(x), dtype=torch.long, device=x.device)
         once = t[:1] if t.stride(0) == 0 else t  # one row when the batch shares its time
-        e_t = self.t_embedder(once)
+        with torch.autocast(x.device.type, enabled=False):  # what routes and modulates is as exact as the weights are
+            e_t = self.t_embedder(once)
         c = e_t + self.y_embedder(y)
         z = self.x_embedder(x.to(self.pos_embed.dtype)) + self.pos_embed
         for block, router, of_block in zip(self.blocks, self.routers, self.routing(e_t, once), strict=True):

@@ -21,10 +21,14 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .config import NetConfig
 from .dit import DiT
 from .dtr import sliding_window
+
+# Bytes of a merged map from which one row at a time is faster on a CPU; smaller ones are bound by calls.
+LARGE_MAP = 2**20
 
 
 class Experts(nn.Module):
@@ -42,10 +46,9 @@ class Experts(nn.Module):
             gate = gate_BM.to(w.dtype)
             mixed = (gate @ w.flatten(1)).view(w.shape[1:])
             return torch.addcmul(z_BLD, z_BLD, F.linear(z_BLD, mixed.T, (gate @ b)[0]))
-        plain = (
-            z_BLD.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-        )
-        route = _RoutedRowByRow if plain else _RoutedPerRow
+        on_cpu = z_BLD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        large = w[0].nbytes >= LARGE_MAP
+        route = _RoutedRowByRow if on_cpu and large and not torch.compiler.is_compiling() else _RoutedPerRow
         return cast(Tensor, route.apply(z_BLD, gate_BM, w, b))  # type: ignore[no-untyped-call]
 
 
@@ -65,6 +68,7 @@ class _RoutedPerRow(torch.autograd.Function):
         return torch.addcmul(z_BLD, z_BLD, total_BLD.to(z_BLD.dtype))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         z_BLD, gate_BM, w, b, total_BLD = ctx.saved_tensors
         dtype, grad = total_BLD.dtype, grads[0]
@@ -96,6 +100,7 @@ class _RoutedRowByRow(torch.autograd.Function):
         return torch.addcmul(z_BLD, z_BLD, total_BLD)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         z_BLD, gate_BM, w, b, total_BLD = ctx.saved_tensors
         of_total = grads[0] * z_BLD

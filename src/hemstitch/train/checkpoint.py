@@ -54,7 +54,7 @@ def save(folder: Path, step: int, contents: Mapping[str, Content], state: Mappin
         sync(folder)
         write_text(final / MARKER, json.dumps(listing))
         older = [c for c in complete(folder) if step_of(c) < step]
-        for old in older[: len(older) - (keep - 1)]:
+        for old in older[: max(0, len(older) - (keep - 1))]:
             (old / MARKER).unlink()
             shutil.rmtree(old)
     except (OSError, SafetensorError) as error:  # no space, no permission

@@ -49,13 +49,12 @@ class Engine:
         if device == "cuda" and not torch.cuda.is_available():
             raise HemstitchError("there is no GPU that torch can use here: leave out --device, or say cpu")
         cpu = device == "cpu" or not torch.cuda.is_available()
-        self.precision = ("fp32" if cpu else "bf16") if train.precision == "auto" else train.precision
-        if cpu and self.precision == "fp16":
-            raise HemstitchError("train.precision fp16 needs a GPU: use bf16 or fp32 here")
-        if cpu:
-            _keep_pages()
         self.accelerator = _accelerator(cpu, out, trackers)
         self.device: torch.device = self.accelerator.device
+        on_gpu = self.device.type == "cuda"
+        self.precision = ("bf16" if on_gpu else "fp32") if train.precision == "auto" else train.precision
+        if self.precision == "fp16" and not on_gpu:
+            raise HemstitchError("train.precision fp16 needs a GPU: use bf16 or fp32 here")
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         launched_sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
@@ -133,13 +132,13 @@ class Engine:
             raise HemstitchError("the main process stopped; its own message says why")
         return result
 
-    def number(self, value: int) -> int:
-        """The main process's whole number, in all."""
+    def numbers(self, values: Sequence[float]) -> list[float]:
+        """The main process's numbers, in all: as many everywhere."""
         if self._control is None:
-            return value
-        values = torch.tensor([value])
-        dist.broadcast(values, 0, self._control)
-        return int(values)
+            return list(values)
+        shared = torch.tensor(list(values), dtype=torch.float64)
+        dist.broadcast(shared, 0, self._control)
+        return shared.tolist()
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over processes, in all."""
@@ -184,9 +183,10 @@ class Engine:
             torch.cuda.synchronize(self.device)
 
 
-def _keep_pages() -> None:
+def keep_pages() -> None:
     """Let glibc keep freed memory for the next step: returning it costs a page fault for every 4 KiB of activations and
-    gradients again. Other C libraries are left as they are.
+    gradients again. For a process that does nothing but train: it holds on to its largest memory. Other C libraries are
+    left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

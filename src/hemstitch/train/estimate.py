@@ -14,6 +14,7 @@ from ..data import Dataset
 from ..describe import parameters_of
 from ..models import NetConfig
 from ..recipe import Recipe
+from ..weights.native import Samples
 from .engine import Engine
 from .loop import Trainee, accumulated, prepare, rows_of, update
 
@@ -57,7 +58,7 @@ def estimate(
 ) -> Estimate:
     """Build the recipe's network here and time a step: of a `few` rows, or of all where that takes so many seconds."""
     engine = Engine(recipe.train, Path("."), device, trackers=[])
-    trainee = prepare(recipe, engine)
+    trainee = prepare(recipe, engine, Samples(data.name, data.mean, data.std))
     rows = len(engine.rows(recipe.train, 0))
     kept = _kept_by_one_row(trainee, recipe, data, engine)
     timed = min(rows, few)
@@ -93,7 +94,7 @@ class Noise(Dataset):
 
 
 def _kept_by_one_row(trainee: Trainee, recipe: Recipe, data: Dataset, engine: Engine) -> int:
-    """Bytes that autograd keeps for each further row: the difference of two rows and one, so weights drop out."""
+    """Bytes that autograd keeps for each further row: the difference of three rows and two, so weights drop out."""
 
     def kept(rows: int) -> int:
         held: dict[int, int] = {}
@@ -108,7 +109,7 @@ def _kept_by_one_row(trainee: Trainee, recipe: Recipe, data: Dataset, engine: En
         trainee.optimizer.zero_grad(set_to_none=True)
         return sum(held.values())
 
-    return max(0, kept(2) - kept(1)) if recipe.train.batch > 1 else kept(1)
+    return max(0, kept(3) - kept(2)) if recipe.train.batch > 2 else kept(1)
 
 
 def _timed(trainee: Trainee, recipe: Recipe, data: Dataset, engine: Engine, rows: int) -> float:

@@ -11,21 +11,36 @@ from torch import Tensor
 from ..denoiser import NetDenoiser
 from ..errors import HemstitchError
 from ..models import DiT
+from ..process import Process
+from ..weights.native import Samples
 
 # What may differ between the network that is loaded and the one that is trained.
 FREE = ("num_classes", "null_label", "input_size", "timesteps", "mask_alpha", "mask_beta", "experts", "top_k", "family")
 
 
-def begin_from(net: DiT, source: NetDenoiser) -> list[str]:
+def begin_from(
+    net: DiT, source: NetDenoiser, process: Process | None = None, samples: Samples | None = None
+) -> list[str]:
     """Copy another network's weights into a freshly drawn one. Returns what is not copied, a note each.
 
     A dense DiT becomes a Switch-DiT by *upcycling*: its experts are zero, so the first output is the DiT's own. A
     changed number of classes keeps the null label and draws the table's other rows anew; a changed size recomputes the
-    positions. Any other difference is refused, with its name.
+    positions. Any other difference is refused, with its name; so are weights trained under another noise process or on
+    another space than `process` and `samples`, where both are known.
     """
     if not isinstance(source.net, DiT):
         raise HemstitchError(f"training begins from hemstitch's networks, not from {type(source.net).__name__}")
     ours, theirs = net.config, source.net.config
+    if process is not None and process != source.process:
+        raise HemstitchError(
+            f"these weights were trained under {source.process}, and the recipe has {process}: set its process.* so"
+        )
+    spec = source.spec
+    if samples is not None and spec.space and samples.space and spec.space != samples.space:
+        raise HemstitchError(
+            f"these weights denoise the space {spec.space!r} and the data are of {samples.space!r}: encode the data as "
+            "theirs were, or save the weights without a space if you mean it"
+        )
     free = list(FREE)
     if ours.family == theirs.family == "switch_dit":
         free.remove("experts")

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data import Dataset, open_dataset
 from ..errors import HemstitchError
 from ..files import read_json_file, save_tensors, write_atomic
-from ..marked import name_of, sha256
+from ..marked import complete, name_of, sha256
 from ..provenance import provenance
 from ..recipe import Recipe
 from ..run import Run
@@ -50,16 +50,23 @@ def fit(
     data = data or open_dataset(recipe.data.kind, recipe.data.path, recipe.data.size)
     recipe = recipe.fitted(data.channels, data.size, len(data.classes))
     engine = Engine(recipe.train, out, device, trackers)
-    trainee = prepare(recipe, engine)
     run = Run(out)
-    newest = engine.on_main(partial(_begin, run, recipe, resume))
-    _restore(trainee, newest, engine)
+    going_on = bool(engine.numbers([resume and bool(complete(run.checkpoints))])[0])
+    samples = Samples(data.name, data.mean, data.std)
+    trainee = prepare(recipe, engine, None if going_on else samples)
+    newest = engine.on_main(partial(_begin, run, recipe, resume, len(data)))
+    if going_on and recipe.train.init and not engine.any(newest is not None):
+        raise HemstitchError(f"every checkpoint in {run.checkpoints} is damaged: begin again in another --out")
+    restore(trainee, newest, engine)
     if engine.main:
         run.rewind(trainee.step)
         _note_sitting(run, recipe, engine, trainee)
-    names = {"tensorboard": {"purge_step": trainee.step + 1}, "wandb": {"name": out.name, "resume": "allow"}}
-    engine.accelerator.init_trackers("hemstitch", config={"recipe": recipe.hash}, init_kwargs=names)
-    train, samples = recipe.train, Samples(data.name, data.mean, data.std)
+    options = {
+        "tensorboard": {"purge_step": trainee.step + 1},
+        "wandb": {"name": out.name, "id": run.key, "resume": "allow"},
+    }
+    engine.accelerator.init_trackers("hemstitch", config=recipe.dotted(), init_kwargs=options)
+    train = recipe.train
     meter, writer = Meter(recipe, engine, trainee.step), Writer()
     if engine.main:
         writer.reserve(files_of(trainee) | {"optimizer": optimizer_like(trainee)})
@@ -80,7 +87,7 @@ def fit(
                     run.log(progress.metrics(), durable=saving)
                 engine.accelerator.log({k: v for k, v in progress.metrics().items() if k != "step"}, step=step)
                 engine.on_main(writer.check)
-                saved = save(run, recipe, engine, trainee, samples, writer) if saving else None
+                saved = save(run, recipe, engine, trainee, samples, writer, len(data)) if saving else None
                 if last or stopping:
                     engine.on_main(writer.finish)
                 if _due(step, train.snapshot_every):
@@ -109,9 +116,16 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _begin(run: Run, recipe: Recipe, resume: bool) -> Path | None:
+def _begin(run: Run, recipe: Recipe, resume: bool, images: int) -> Path | None:
     run.begin(recipe, resume)
-    return run.newest() if resume else None
+    newest = run.newest() if resume else None
+    held = read_json_file(newest / "state.json").get("images", images) if newest else images
+    if held != images:
+        raise HemstitchError(
+            f"{run.path} was trained on {held} images and the data now hold {images}, so its order would be another: "
+            "resume with the data it was begun with, or fine-tune with --init into another --out"
+        )
+    return newest
 
 
 def _note_sitting(run: Run, recipe: Recipe, engine: Engine, trainee: Trainee) -> None:
@@ -127,8 +141,8 @@ def _note_sitting(run: Run, recipe: Recipe, engine: Engine, trainee: Trainee) ->
     before = run.sitting(facts)
     if before is not None and before.get("dtype") != engine.precision:
         warnings.warn(
-            f"this run was trained in {before.get('dtype')} and goes on in {engine.precision}: pass "
-            f"--precision {before.get('dtype')} for the same arithmetic",
+            f"this run was trained in {before.get('dtype')} and goes on in {engine.precision}, for it is on another "
+            "kind of device; its arithmetic changes here",
             stacklevel=3,
         )
 
@@ -141,7 +155,9 @@ def files_of(trainee: Trainee) -> dict[str, Mapping[str, Tensor]]:
     return files | ({"weighting": {str(i): p for i, p in enumerate(learned)}} if learned else {})
 
 
-def save(run: Run, recipe: Recipe, engine: Engine, trainee: Trainee, samples: Samples, writer: Writer) -> Path:
+def save(
+    run: Run, recipe: Recipe, engine: Engine, trainee: Trainee, samples: Samples, writer: Writer, images: int = 0
+) -> Path:
     """Begin to write a checkpoint, whole, in the main process; every process takes part in gathering it."""
     engine.on_main(writer.finish)
     header = metadata(recipe.net, recipe.process, samples)
@@ -151,7 +167,7 @@ def save(run: Run, recipe: Recipe, engine: Engine, trainee: Trainee, samples: Sa
         file: Content(engine.gather(of_file, partial(writer.place, file)), headers[file])
         for file, of_file in tensors.items()
     }
-    state: dict[str, Any] = {"step": trainee.step}
+    state: dict[str, Any] = {"step": trainee.step, "images": images}
     if engine.scaler.is_enabled():
         state["scaler"] = engine.scaler.state_dict()
     if engine.main:
@@ -160,10 +176,10 @@ def save(run: Run, recipe: Recipe, engine: Engine, trainee: Trainee, samples: Sa
 
 
 @torch.no_grad()
-def _restore(trainee: Trainee, newest: Path | None, engine: Engine) -> None:
+def restore(trainee: Trainee, newest: Path | None, engine: Engine) -> None:
     """The main process's newest checkpoint, in every process; nothing if there is none."""
     state = read_json_file(newest / "state.json") if newest else {}
-    trainee.step = engine.number(int(state.get("step", 0)))
+    trainee.step = int(engine.numbers([state.get("step", 0)])[0])
     if not engine.any(newest is not None):
         return
 
@@ -182,8 +198,12 @@ def _restore(trainee: Trainee, newest: Path | None, engine: Engine) -> None:
     source = stored("weighting") if learned else {}
     for i, p in enumerate(learned):
         p.copy_(engine.give(source, str(i), p))
-    if engine.scaler.is_enabled() and "scaler" in state:
-        engine.scaler.load_state_dict(state["scaler"])
+    if engine.scaler.is_enabled():
+        names = sorted(engine.scaler.state_dict())
+        stored_scaler = state.get("scaler", engine.scaler.state_dict())
+        values = engine.numbers([stored_scaler[name] for name in names])
+        kinds = engine.scaler.state_dict()
+        engine.scaler.load_state_dict({n: type(kinds[n])(v) for n, v in zip(names, values, strict=True)})
 
 
 def _snapshot(run: Run, recipe: Recipe, engine: Engine, trainee: Trainee, samples: Samples) -> None:
@@ -208,7 +228,8 @@ def _diverged(run: Run, recipe: Recipe, data: Dataset, step: int) -> None:
     whole = f"the last checkpoint, {newest.name}, is untouched" if newest else "no checkpoint was written yet"
     raise HemstitchError(
         f"the loss or its gradient is not a number at step {step}; {whole}, and the batch is saved in {path}. "
-        "Resume with a lower --learning-rate into another --out, with --clip 1, or in --precision fp32"
+        "Go on from its averaged weights with a lower --learning-rate, --clip 1 or --precision fp32: "
+        f"--init {run.path} and another --out"
     )
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..analyze.experts import expert_map, expert_map_png
+from ..data.dataset import restored
 from ..denoiser import NetDenoiser
-from ..errors import MissingExtraError
 from ..evaluate import pictures
 from ..files import write_bytes
 from ..marked import name_of
@@ -28,27 +28,28 @@ def look(
     run: Run, recipe: Recipe, samples: Samples, step: int, weights: Mapping[str, Tensor], device: torch.device
 ) -> None:
     """Write samples/step_N.png, the same seeds and labels at every step, and for a Switch-DiT experts/step_N.png."""
-    net = network(recipe.net, weights, "the averaged weights").eval().to(device)
     classes = recipe.net.num_classes
-    labels = [i % COLUMNS * classes // COLUMNS if classes > COLUMNS else i % classes for i in range(COLUMNS * ROWS)]
+    shown = min(classes, COLUMNS)
+    labels = [i % shown * classes // shown for i in range(COLUMNS * ROWS)] if classes else None
     guidance = GUIDANCE if recipe.net.null_label and classes else 1.0
-    model = NetDenoiser(net, recipe.process, spec_of(recipe.net, samples.space))
     try:
+        net = network(recipe.net, weights, "the averaged weights").eval().to(device)
+        model = NetDenoiser(net, recipe.process, spec_of(recipe.net, samples.space))
         images = generate(
             model,
-            labels if classes else None,
+            labels,
             seeds=[(recipe.train.seed, i) for i in range(COLUMNS * ROWS)],
             steps=min(STEPS, recipe.process.timesteps),
             guidance=guidance,
         ).cpu()
-        sheet = pictures.grid(_visible(images), COLUMNS)
+        sheet = pictures.grid(_visible(restored(images, samples.mean, samples.std)), COLUMNS)
         scale = max(1, 64 // recipe.net.input_size)
         write_bytes(run.path / "samples" / f"{name_of(step)}.png", pictures.png(sheet, scale))
         if isinstance(net, SwitchDiT):
             title = f"{recipe.name}, step {step}: gate probabilities by timestep"
             write_bytes(run.path / "experts" / f"{name_of(step)}.png", expert_map_png(expert_map(net), title))
-    except MissingExtraError as error:
-        warnings.warn(f"no pictures of this run: {error}", stacklevel=2)
+    except Exception as error:  # no picture is worth a run
+        warnings.warn(f"no pictures at step {step}: {error}", stacklevel=2)
 
 
 def _visible(images: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from ..data.ahead import ahead
 from ..models import DiT, build
 from ..recipe import Recipe
 from ..weights import load
+from ..weights.native import Samples
 from .ema import STDS, Average, power_average
 from .engine import Engine
 from .finetune import begin_from
@@ -101,12 +102,17 @@ def noised(recipe: Recipe, rows: Rows, device: torch.device) -> Batch:
     return Batch(x0, recipe.times.draw(rows.key_B2, device), eps, y_B)
 
 
-def prepare(recipe: Recipe, engine: Engine) -> Trainee:
-    """A trainee at step 0: freshly drawn by the recipe's seed, or from the weights that it names."""
+def prepare(recipe: Recipe, engine: Engine, samples: Samples | None = None) -> Trainee:
+    """A trainee at step 0: freshly drawn by the recipe's seed, or from the weights that it names.
+
+    samples: of the data, which those weights have to fit; None leaves the recipe's `init` out, for a checkpoint that is
+    about to be restored.
+    """
     train = recipe.train
     torch.manual_seed(train.seed)
     net = build(recipe.net)
-    notes = begin_from(net, load(train.init)) if train.init else []
+    begun = train.init and samples is not None
+    notes = begin_from(net, load(train.init), recipe.process, samples) if begun else []
     objective = Objective(net, recipe.process, WEIGHTINGS[train.weighting](train), train.prior_weight)
     wrapped = engine.wrap(objective, train)
     averages = {"ema": Average(net, lambda step: train.ema)}

@@ -61,19 +61,13 @@ class Times:
         return torch.searchsorted(_cdf(self, device), u_B, right=True).clamp(max=self.process.timesteps - 1)
 
     def _draw_flow(self, u_B: Tensor) -> Tensor:
-        bounds = torch.tensor(self.intervals or ((0.0, 1.0),), dtype=torch.float64)
-        below, above = (self._flow_cdf(edge) for edge in bounds.unbind(1))
-        ends = (above - below).cumsum(0)
-        if not float(ends[-1]) > 0:
-            raise HemstitchError(f"log-normal times have no mass in {self.intervals}: move train.time_mean")
-        # the intervals' masses in a row: u picks a place on it
-        shift = (below - (ends - (above - below))).to(u_B.device)
-        place_B = u_B * ends[-1].to(u_B.device)
-        which_B = torch.searchsorted(ends.to(u_B.device), place_B, right=True).clamp(max=len(ends) - 1)
+        ends, shift = _flow_masses(self, u_B.device)
+        place_B = u_B * ends[-1]
+        which_B = torch.searchsorted(ends, place_B, right=True).clamp(max=len(ends) - 1)
         t_B = self._flow_quantile(place_B + shift[which_B])
         return t_B.clamp(0, 1) * (1 - 2 * FLOW_EDGE) + FLOW_EDGE
 
-    def _flow_cdf(self, t: Tensor) -> Tensor:
+    def flow_cdf(self, t: Tensor) -> Tensor:
         return t if self.sampling == "uniform" else torch.special.ndtr((torch.logit(t) - self.mean) / self.std)
 
     def _flow_quantile(self, u_B: Tensor) -> Tensor:
@@ -101,6 +95,17 @@ def plan_intervals(plan: Plan, member: str, process: Process, grid: str = "relea
             high = found.pop()[1] if joined else edges[i]
             found.append((edges[i + 1], high))
     return tuple(reversed(found))
+
+
+@lru_cache(maxsize=64)
+def _flow_masses(times: Times, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The intervals' masses laid in a row: where each ends, and what turns a place there into one of the whole."""
+    bounds = torch.tensor(times.intervals or ((0.0, 1.0),), dtype=torch.float64)
+    below, above = (times.flow_cdf(edge) for edge in bounds.unbind(1))
+    ends = (above - below).cumsum(0)
+    if not float(ends[-1]) > 0:
+        raise HemstitchError(f"log-normal times have no mass in {times.intervals}: move train.time_mean")
+    return ends.to(device), (below - (ends - (above - below))).to(device)
 
 
 @lru_cache(maxsize=64)
