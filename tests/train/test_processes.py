@@ -56,14 +56,18 @@ def finish(processes, code=0):
 
 
 def gap(a, b):
-    """Largest difference between two runs' newest checkpoints, over their largest magnitude, and the files' keys."""
+    """Largest difference between two runs' newest checkpoints, over the largest magnitude of all tensors of their kind:
+    weights, first moments, second moments, step counts.
+    """
     worst = 0.0
     for name in TENSORS:
         ours, theirs = (load_file(Run(run).newest() / f"{name}.safetensors") for run in (a, b))
         assert ours.keys() == theirs.keys()
-        for key, value in ours.items():
-            scale = max(1e-12, float(value.abs().max())) if value.any() else 1.0
-            worst = max(worst, float((value - theirs[key]).abs().max()) / scale)
+        kinds = {key: key.rpartition("/")[2] if name == "optimizer" else "weight" for key in ours}
+        for kind in set(kinds.values()):
+            keys = [key for key in ours if kinds[key] == kind]
+            scale = max(float(ours[key].abs().max()) for key in keys)
+            worst = max(worst, *(float((ours[key] - theirs[key]).abs().max()) / scale for key in keys))
     return worst
 
 
