@@ -238,6 +238,11 @@ def test_pixels_are_cached_as_they_are(pixels, tmp_path, capsys):
         assert torch.equal(ours, theirs)
 
 
+def test_kinds_that_need_no_path_are_encoded(tmp_path):
+    assert cli.main(["encode", "--kind", "digits", "--per-shard", "500", "--out", str(tmp_path / "cache")]) == 0
+    assert len(list((tmp_path / "cache").glob("latents-*.safetensors"))) == 3
+
+
 def test_dry_run(tmp_path, capsys, monkeypatch):
     """The recipe, sizes, memory and a timed step; nothing is written."""
     monkeypatch.chdir(tmp_path)

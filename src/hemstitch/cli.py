@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write a cache of latents (or of pixels) to train from",
         epilog="Under torchrun or accelerate launch the processes share the work. Run again, it goes on.",
     )
-    encode.add_argument("data", help="where the images are")
+    encode.add_argument("data", nargs="?", default="", help="where the images are (some kinds know)")
     encode.add_argument(
         "--kind", default="folder", help="folder, shards, huggingface, fashion_mnist, idx, arrays (folder)"
     )

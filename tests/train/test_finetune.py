@@ -59,7 +59,7 @@ def test_upcycling_changes_nothing_at_first(tmp_path):
 def test_another_number_of_classes():
     source, net = denoiser(TINY), build(replace(TINY, num_classes=4))
     (note,) = begin_from(net, source)
-    assert "4 classes where there were 10" in note
+    assert "4 classes here, 10 there" in note
     x, t, _ = inputs([0] * 4)
     with torch.no_grad():
         null = [n(x, t, torch.full((4,), k)) for n, k in ((net, 4), (source.net, 10))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -55,6 +56,13 @@ class Engine:
         self.precision = ("bf16" if on_gpu else "fp32") if train.precision == "auto" else train.precision
         if self.precision == "fp16" and not on_gpu:
             raise HemstitchError("train.precision fp16 needs a GPU: use bf16 or fp32 here")
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if launched not in ("no", self.precision):
+            warnings.warn(
+                f"the launcher says mixed precision {launched} and the recipe {self.precision}, which is used: "
+                f"pass --precision {launched} to hemstitch",
+                stacklevel=2,
+            )
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         launched_sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

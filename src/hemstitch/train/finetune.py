@@ -59,7 +59,7 @@ def begin_from(
     table = "y_embedder.embedding_table.weight"
     if (ours.num_classes, ours.null_label) != (theirs.num_classes, theirs.null_label):
         state[table] = _labels(net.state_dict()[table], state[table], ours, theirs)
-        notes.append(f"labels drawn anew, {ours.num_classes} classes where there were {theirs.num_classes}")
+        notes.append(f"labels that differ are drawn anew: {ours.num_classes} classes here, {theirs.num_classes} there")
     missing, unexpected = net.load_state_dict(state, strict=False)
     if unexpected:
         raise HemstitchError(f"these weights hold what the network has no place for: {', '.join(unexpected)}")
