@@ -66,3 +66,10 @@ def test_bad_recipe_files_are_refused(text, said):
 def test_unknown_presets_are_refused():
     with pytest.raises(HemstitchError, match="no preset is called 'dit'"):
         recipes.recipe("dit")
+
+
+@pytest.mark.parametrize("family", ["dtr", "switch_dit"])
+def test_routing_by_timesteps_needs_timesteps(family):
+    changes = {"process.schedule": "flow", "process.prediction": "flow", "process.reverse_time": "true"}
+    with pytest.raises(HemstitchError, match=f"a {family} routes by timesteps"):
+        recipes.recipe("debug").overridden(changes | {"net.family": family})

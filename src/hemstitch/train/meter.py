@@ -67,8 +67,9 @@ class Meter:
     def read(self, step: int) -> tuple[Progress, int | None]:
         """The progress, and the first step since the last reading whose loss or gradient was not a number."""
         readings = self.engine.mean(torch.stack(self.readings)).cpu()
-        # under fp16 an infinite gradient only means that the scaler skips the step
-        columns = readings[:, :1] if self.engine.precision == "fp16" else readings
+        # under fp16 an infinite gradient only means that the scaler skips the step, unless it skips every one
+        skipping = self.engine.precision == "fp16" and bool(readings[:, 4].isfinite().any())
+        columns = readings[:, :1] if skipping else readings
         wrong = (~columns.isfinite()).any(1).nonzero()
         bad = self.last + 1 + int(wrong[0]) if len(wrong) else None
         loss, mse, vb, prior, norm = readings.mean(0).tolist()
