@@ -2,13 +2,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint types check clean
+.PHONY: quickstart test fidelity lint types check clean
 
 quickstart: .venv/.quickstart
 	$(BIN)/hemstitch quickstart $(ARGS)
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(ARGS)
+
+# Parity with torch-fidelity, which asks for torchvision: both beside the environment, neither in it.
+fidelity: .venv/.test .venv/fidelity/.installed
+	PYTHONPATH=.venv/fidelity $(BIN)/python -m pytest tests/fidelity $(ARGS)
+
+.venv/fidelity/.installed: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	rm -rf .venv/fidelity
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/fidelity \
+	    torch-fidelity==0.4.0 torchvision==0.28.0
+	touch $@
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check .
