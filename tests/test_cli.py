@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from hemstitch import Plan, cli, load, save
 from hemstitch.recipes import RECIPES
@@ -53,8 +54,9 @@ def test_sample_one_and_several(runs, tmp_path, capsys):
     alone = tmp_path / "alone"
     options = ["--num", "5", "--steps", "4", "--guidance", "1.5"]
     assert cli.main(["sample", str(runs / "b.safetensors"), "--out", str(alone), *options]) == 0
-    pictures = sorted(p.name for p in alone.iterdir())
-    assert pictures == [*(f"{i:06d}.png" for i in range(5)), "grid.png"]
+    made = sorted(p.name for p in alone.iterdir())
+    assert made == [*(f"{i:06d}.png" for i in range(5)), "labels.npy", "manifest", "manifest.json"]
+    assert Image.open(tmp_path / "alone-grid.png").size[1] == 64
     assert Image.open(alone / "000000.png").size == (8, 8)
     stitched = tmp_path / "stitched"
     members = [f"small={runs / 'a.safetensors'}", f"large={runs / 'b.safetensors'}"]
@@ -150,7 +152,7 @@ def test_bad_sampling_is_told_apart(runs, tmp_path, capsys):
         ([a, b, "--plan", plan], "the plan names huge; the members are small, large"),
         ([a, b, "--plan", plan, "--fraction", "0.5"], "give one"),
         ([a, b, "--plan", tmp_path / "no.json"], "no plan file"),
-        ([a, "--labels", "10"], "labels lie in 0..9; got 10"),
+        ([a, "--labels", "10"], "labels are whole numbers in 0..9; got [10]"),
         ([a, "--labels", "x"], "whole numbers"),
         ([a, "--num", "0"], "at least 1"),
         ([a, "--steps", "0"], "at least 1"),
@@ -166,9 +168,9 @@ def test_bad_sampling_is_told_apart(runs, tmp_path, capsys):
         assert "no GPU" in failing(capsys, "sample", a, "--device", "cuda", "--out", tmp_path / "out")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "000007.png").write_text("")
-    assert "holds samples already" in failing(capsys, "sample", a, "--steps", "2", "--out", tmp_path / "used")
+    assert "holds no samples of this kind" in failing(capsys, "sample", a, "--steps", "2", "--out", tmp_path / "used")
     (tmp_path / "file").write_text("")
-    assert "cannot write samples" in failing(capsys, "sample", a, "--steps", "2", "--out", tmp_path / "file" / "x")
+    assert "could not be written" in failing(capsys, "sample", a, "--steps", "2", "--out", tmp_path / "file" / "x")
 
 
 def test_every_preset_builds_and_says_what_was_published():
@@ -216,7 +218,7 @@ def test_from_pictures_through_latents_to_pictures(pixels, tmp_path, capsys):
     assert cli.main([*sample, "--vae", vae, "--out", str(tmp_path / "decoded")]) == 0
     assert Image.open(tmp_path / "decoded" / "000002.png").size == (16, 16)
     assert cli.main([*sample, "--out", str(tmp_path / "raw")]) == 0
-    assert (tmp_path / "raw" / "000002.safetensors").exists()
+    assert load_file(tmp_path / "raw" / "latents-00000.safetensors")["x0"].shape == (3, 4, 8, 8)
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "other")
     capsys.readouterr()
     said = failing(capsys, *sample, "--vae", tmp_path / "other", "--out", tmp_path / "no")

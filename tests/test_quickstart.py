@@ -10,7 +10,7 @@ from PIL import Image
 
 import hemstitch.quickstart as quick
 from hemstitch import cli, recipes
-from hemstitch.evaluate.features import train_classifier
+from hemstitch.evaluate.classifier import train_classifier
 
 POINT = {"plan", "fraction", "steps", "distance", "accuracy", "ms_per_image", "speedup", "speedup_ideal"}
 

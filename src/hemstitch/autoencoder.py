@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -187,11 +187,39 @@ def open_autoencoder(path: str | os.PathLike[str], device: torch.device | str = 
     return DiffusersAutoencoder(net.eval().to(device), os.path.abspath(path), sha256(weights)[:12])
 
 
-def decoder(path: str | os.PathLike[str], spec: Spec, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+@dataclass(frozen=True)
+class Decoder:
     """What makes images, (B, 3, S, S) in -1..1, of a network's samples: their normalisation undone, then decoded.
+
+    mean, std: per channel, of the samples; empty where they are raw. slice: how many are decoded at a time; the memory
+    that decoding takes grows with it.
+    """
+
+    autoencoder: Autoencoder
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    slice: int = 16
+
+    @property
+    def fingerprint(self) -> str:
+        return self.autoencoder.fingerprint
+
+    def size(self, latents: int) -> int:
+        """The side of the images of latents of this side."""
+        return latents * self.autoencoder.factor
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        raw = restored(samples, self.mean, self.std)
+        return torch.cat([self.autoencoder.decode(part) for part in torch.split(raw, self.slice)])
+
+
+def decoder(path: str | os.PathLike[str], spec: Spec, device: torch.device | str = "cpu", slice: int = 16) -> Decoder:
+    """The decoder of a network's samples by the autoencoder of a folder.
 
     Raises HemstitchError if the samples are of another autoencoder than the folder's.
     """
+    if slice < 1:
+        raise HemstitchError(f"slice is how many samples are decoded at a time, at least 1, not {slice}")
     autoencoder = open_autoencoder(path, device)
     if spec.space.startswith("latents:") and autoencoder.fingerprint not in spec.space:
         raise HemstitchError(f"these samples are of the space {spec.space}; {path} is {autoencoder.fingerprint}")
@@ -200,7 +228,7 @@ def decoder(path: str | os.PathLike[str], spec: Spec, device: torch.device | str
     # samples of a cache say what they were normalised by; of others, the published scaling is what is usual
     known = bool(spec.mean) or spec.space.startswith("latents:")
     mean, std = (spec.mean, spec.std) if known else (autoencoder.mean, autoencoder.std)
-    return lambda samples: autoencoder.decode(restored(samples, mean, std))
+    return Decoder(autoencoder, mean, std, slice)
 
 
 _UNFIT = ("missing_keys", "unexpected_keys", "mismatched_keys")

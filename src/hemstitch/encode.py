@@ -14,11 +14,11 @@ import json
 import math
 import os
 import re
-import time
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -48,28 +48,12 @@ from .errors import HemstitchError
 from .files import read_json_file, save_tensors, write_atomic, write_text
 from .marked import sha256
 from .recipe import from_dict
+from .share import Pace, Place, Progress, await_file, device_of, gather, place
 
 ENCODING = "encoding.json"
 
 _PROBED = 16  # images that tell one data set from another before any is encoded
-_POLL = 0.2  # seconds
 _WORKERS = min(8, os.cpu_count() or 1)
-
-
-class EncodeProgress(NamedTuple):
-    """done, total: samples of this process's share, `kept` of them from an earlier call. rate: images per second.
-
-    left: seconds to the end of the share. saved: the shard just completed, if one was. waiting: how many shards of
-    other processes are yet to come; above 0 only once the share is done.
-    """
-
-    done: int
-    total: int
-    kept: int
-    rate: float
-    left: float
-    saved: Path | None = None
-    waiting: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +93,7 @@ def encode(
     device: torch.device | str | None = None,
     seed: int = 0,
     patience: float = 600.0,
-) -> Iterator[EncodeProgress]:
+) -> Iterator[Progress]:
     """Write the latents of every image, and of every mirrored one where the data allow it, into the folder `out`.
 
     data: images (C, S, S) in -1..1. autoencoder: a folder, see `open_autoencoder`, or "identity". batch: images
@@ -132,18 +116,18 @@ def encode(
     checked when the first value is asked for.
     """
     out = Path(out)
-    rank, world = _place()
+    here = place()
     if batch < 1:
         raise HemstitchError(f"batch is the number of images encoded at a time, at least 1, not {batch}")
-    net = open_autoencoder(autoencoder, _device(device))
+    net = open_autoencoder(autoencoder, device_of(device))
     encoding = _encoding(data, net, per_shard, dtype, normalise, seed)
-    _begin(out, encoding, rank, world, patience)
-    share = range(rank, encoding.shards, world)
+    _begin(out, encoding, here, patience)
+    share = here.share(encoding.shards)
     complete = _complete(out, share, encoding)
     missing = [k for k in share if k not in complete]
     if missing:
         (out / INDEX).unlink(missing_ok=True)  # it is of shards that are about to be replaced
-    meter = _Meter(encoding, share, complete)
+    pace = Pace(_images(encoding, share), _images(encoding, complete))
     for k, rows, images, content in _ahead(data, encoding, missing, batch):
         if rows.start == 0:
             writer = _Writer(encoding, k)
@@ -151,60 +135,19 @@ def encode(
         saved = None
         if rows.stop == len(writer.index):
             complete[k], saved = writer.save(out, data.labels, content)
-        yield meter.read(len(images), saved)
-    if rank == 0:
-        for waiting in _gather(out, encoding, complete, max(patience, 3 * meter.slowest)):
-            yield meter.read(waiting=waiting)
+        pace.add(len(images), saved is not None)
+        yield pace.read(saved)
+    if here.rank == 0:
+        look = partial(_complete, out, encoding=encoding)
+        for waiting in gather(encoding.shards, complete, look, max(patience, 3 * pace.slowest), out, shard_name):
+            yield pace.read(waiting=waiting)
         _finish(out, data, net, encoding, [complete[k] for k in range(encoding.shards)])
     if not missing:
-        yield meter.read()
+        yield pace.read()
 
 
-class _Meter:
-    """How far a process is."""
-
-    def __init__(self, encoding: Encoding, share: range, complete: Collection[int]) -> None:
-        self.total = sum(len(encoding.samples(k)) for k in share)
-        self.kept = self.done = sum(len(encoding.samples(k)) for k in complete)
-        self.began = self.since = time.monotonic()
-        self.slowest = 0.0  # seconds that a shard took at most
-
-    def read(self, images: int = 0, saved: Path | None = None, waiting: int = 0) -> EncodeProgress:
-        """With so many images more."""
-        now = time.monotonic()
-        if saved:
-            self.slowest, self.since = max(self.slowest, now - self.since), now
-        self.done += images
-        rate = (self.done - self.kept) / max(now - self.began, 1e-9)
-        left = (self.total - self.done) / rate if rate else 0.0
-        return EncodeProgress(self.done, self.total, self.kept, rate, left, saved, waiting)
-
-
-def _place() -> tuple[int, int]:
-    """(rank, world size) of this process, as a launcher says it."""
-    said = {name: os.environ.get(name) or default for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
-    try:
-        rank, world = int(said["RANK"]), int(said["WORLD_SIZE"])
-    except ValueError:
-        rank, world = -1, 0
-    if not 0 <= rank < world:
-        raise HemstitchError(f"RANK is a number below WORLD_SIZE in the environment; they are {said}: unset both")
-    return rank, world
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    if device is None:
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        local = os.environ.get("LOCAL_RANK", "")
-        return torch.device("cuda", int(local) % torch.cuda.device_count() if local.isdigit() else 0)
-    try:
-        asked = torch.device(device)
-    except RuntimeError:
-        raise HemstitchError(f"device is like 'cpu', 'cuda' or 'cuda:1', not {device!r}") from None
-    if asked.type == "cuda" and not torch.cuda.is_available():
-        raise HemstitchError("there is no GPU that torch can use here: leave out the device, or say cpu")
-    return asked
+def _images(encoding: Encoding, shards: Iterable[int]) -> int:
+    return sum(len(encoding.samples(k)) for k in shards)
 
 
 def _encoding(
@@ -256,23 +199,19 @@ def _fingerprint(data: Dataset) -> str:
     return digest.hexdigest()[:12]
 
 
-def _begin(out: Path, encoding: Encoding, rank: int, world: int, patience: float) -> None:
+def _begin(out: Path, encoding: Encoding, here: Place, patience: float) -> None:
     """Make the folder one of this encoding, or find that it is another's. Leftovers of killed writes go."""
     settings = out / ENCODING
     if out.exists() and not out.is_dir():
         raise HemstitchError(f"{out} is a file: give a folder to write latents to")
-    if rank == 0 and not settings.exists():
+    if here.rank == 0 and not settings.exists():
         if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise HemstitchError(f"{out} is not empty and holds no latents: choose another folder")
         try:
             write_text(settings, json.dumps(asdict(encoding), indent=1))
         except OSError as error:
             raise _unwritten(settings, error) from error
-    deadline = time.monotonic() + patience
-    while not settings.exists():
-        if time.monotonic() > deadline:
-            raise HemstitchError(f"{settings} has not appeared for {patience:g} s: is process 0 running?")
-        time.sleep(_POLL)
+    await_file(settings, patience)
     try:
         there = cast(Encoding, from_dict(Encoding, read_json_file(settings), "it"))
     except HemstitchError as error:
@@ -285,7 +224,7 @@ def _begin(out: Path, encoding: Encoding, rank: int, world: int, patience: float
         )
     for leftover in out.glob(".*.tmp"):
         of_shard = re.match(r"\.latents-(\d+)\.", leftover.name)
-        if (int(of_shard[1]) % world if of_shard else 0) == rank:
+        if (int(of_shard[1]) % here.world if of_shard else 0) == here.rank:
             leftover.unlink(missing_ok=True)
 
 
@@ -424,26 +363,6 @@ def _complete(out: Path, asked: Collection[int], encoding: Encoding) -> dict[int
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         return {k: shard for k, shard in zip(asked, pool.map(check, asked), strict=True) if shard}
-
-
-def _gather(out: Path, encoding: Encoding, complete: dict[int, Shard], patience: float) -> Iterator[int]:
-    """Add the shards of other processes to the complete ones, yielding how many are still missing."""
-    since = time.monotonic()
-    while missing := [k for k in range(encoding.shards) if k not in complete]:
-        new = _complete(out, missing, encoding)
-        if new:
-            complete |= new
-            since = time.monotonic()
-            continue
-        if time.monotonic() - since > patience:
-            names = [shard_name(k) for k in missing]
-            raise HemstitchError(
-                f"no new shard has appeared in {out} for {patience:g} s, and of {encoding.shards} these are missing: "
-                f"{', '.join(names[:20])}{f' and {len(names) - 20} more' if len(names) > 20 else ''}. "
-                "Is every process running? Run again: complete shards are kept"
-            )
-        yield len(missing)
-        time.sleep(_POLL)
 
 
 def _finish(out: Path, data: Dataset, net: Autoencoder, encoding: Encoding, shards: list[Shard]) -> None:

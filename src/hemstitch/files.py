@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -49,6 +50,29 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     except SafetensorError as error:  # what the library makes of a full disk
         raise OSError(f"{path}: {error}") from error
     path.chmod(mode)
+
+
+def mapped_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The float32 and int64 tensors of a safetensors file, mapped from it rather than read.
+
+    Raises HemstitchError, naming the file, if it is damaged.
+    """
+    kinds: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+    try:
+        with safe_open(path, "np") as file:  # checks that header and size agree
+            names = list(file.keys())
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise HemstitchError(f"{path} is not a safetensors file that can be read: {error}") from None
+    found: dict[str, np.ndarray] = {}
+    for name in names:
+        told = header[name]
+        if told["dtype"] in kinds:
+            dtype, shape, start = kinds[told["dtype"]], tuple(told["shape"]), 8 + length + told["data_offsets"][0]
+            found[name] = np.memmap(path, dtype, "r", start, shape) if 0 not in shape else np.empty(shape, dtype)
+    return found
 
 
 def sync(path: Path) -> None:

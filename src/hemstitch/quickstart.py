@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from . import recipes
 from .data import Digits
@@ -24,14 +24,18 @@ from .denoiser import NetDenoiser
 from .describe import describe
 from .errors import HemstitchError
 from .evaluate import pictures, report
-from .evaluate.curve import Candidate, Measured, Point, Sampled, Setting, rounds
-from .evaluate.features import Extractor, train_classifier
+from .evaluate.classifier import TrainedClassifier, train_classifier
+from .evaluate.curve import Point, Setting, candidates_of, measure
+from .evaluate.extractors import Extractor, SmallClassifier
+from .evaluate.features import moments_of
 from .evaluate.frechet import Moments
+from .evaluate.images import open_images
+from .evaluate.plot import curve_png
 from .files import read_json_file, save_tensors, write_atomic, write_bytes, write_text
 from .provenance import provenance
 from .recipe import Recipe
 from .run import Run
-from .stitch.latency import ideal_seconds, seconds_per_call
+from .stitch.latency import seconds_per_call
 from .stitch.plan import Plan
 from .train.fit import fit
 from .train.meter import Progress
@@ -102,7 +106,8 @@ def quickstart(
         for path in paths.made_here():
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_text(out / "README.txt", "Made by `hemstitch quickstart`; open report.html.\n")
-    extractor = _classifier(paths, talk)
+    classifier = _classifier(paths, talk)
+    extractor = SmallClassifier(classifier)
     for name, recipe in planned.items():
         for progress in _trained(out / name, recipe):
             yield name, progress
@@ -110,14 +115,14 @@ def quickstart(
                 return
     members = {name: load(out / name) for name in planned}
     digits = Digits("all")
-    reference = Moments.of(extractor.features(digits.images(torch.arange(len(digits)))))
+    reference = moments_of(open_images("digits:all"), extractor)
     num = 5_000 if full else 1_000
     fractions = [i / 10 for i in range(11)] if full else [i / 5 for i in range(6)]
     source = provenance() | {
         "recipes": ", ".join(f"{name} {Run(out / name).recipe.hash}" for name in planned),
         "training": "seed 0, " + ", ".join(f"{name} {Run(out / name).recipe.train.steps} steps" for name in planned),
         "sampling": f"{num} samples a point, seeds (0, 0) to (0, {num - 1}), {SAMPLER}, guidance {GUIDANCE}",
-        "classifier": f"{extractor.hash}, test accuracy {extractor.accuracy:.4f} on {len(Digits('test'))} images",
+        "classifier": f"{classifier.hash}, test accuracy {classifier.accuracy:.4f} on {len(Digits('test'))} images",
         "reference": f"all {len(digits)} digits",
     }
     points = _measured(paths, source, fractions) if reuse else None
@@ -130,9 +135,9 @@ def quickstart(
     talk.say(f"\n{report.summary(points)}\n{paths.report} ({time.perf_counter() - began:.0f} s)")
 
 
-def _classifier(paths: Paths, talk: Talk) -> Extractor:
+def _classifier(paths: Paths, talk: Talk) -> TrainedClassifier:
     if paths.classifier.exists():
-        return Extractor.load(paths.classifier)
+        return TrainedClassifier.load(paths.classifier)
     talk.say("training the classifier that measures distance (some ten seconds)")
     extractor = train_classifier(Digits("train"), Digits("test"))
     extractor.save(paths.classifier)
@@ -149,19 +154,6 @@ def _trained(path: Path, recipe: Recipe) -> Iterator[Progress]:
     return fit(recipe, path, resume=run.exists, device="cpu")
 
 
-def _candidates(fractions: list[float], cost: dict[str, float]) -> list[Candidate]:
-    """The stitched plans, then the large model alone in the time that each of them takes."""
-    stitched: list[Candidate] = []
-    alone: list[Candidate] = []
-    for fraction in fractions:
-        plan = Plan.fractions({"small": fraction, "large": 1 - fraction}, STEPS)
-        stitched.append(Candidate(str(plan), fraction, plan))
-        steps = max(2, round(ideal_seconds(plan, cost) / cost["large"]))
-        if steps < STEPS and all(steps != other.plan.steps for other in alone):
-            alone.append(Candidate(f"large alone, {steps} steps", None, Plan.steps_each({"large": steps})))
-    return stitched + alone
-
-
 def _measure(
     paths: Paths,
     members: dict[str, NetDenoiser],
@@ -173,46 +165,28 @@ def _measure(
     talk: Talk,
 ) -> list[Point]:
     cost = seconds_per_call(members, BATCH, guided=True)
+    plans = [(f, Plan.fractions({"small": f, "large": 1 - f}, STEPS)) for f in fractions]
+    candidates = candidates_of(plans, "large", cost, [GUIDANCE])
     labels = torch.arange(num) % 10
-    setting = Setting(members, labels, BATCH, SAMPLER, GUIDANCE, extractor, reference, cost)
-    candidates = _candidates(fractions, cost)
-    parts: list[list[Sampled]] = [[] for _ in candidates]
-    shown, points = {}, []
-    baseline: Measured | None = None
-    began, batches = time.perf_counter(), setting.rounds * len(candidates)
-    for done, sampled in enumerate(rounds(setting, candidates), 1):
-        mine = parts[sampled.candidate]
-        mine.append(sampled)
-        candidate = candidates[sampled.candidate]
-        left = (time.perf_counter() - began) * (batches - done) / done
+    setting = Setting(members, "large", labels, num, BATCH, SAMPLER, extractor, reference, shown=10 * SHOWN_ROWS)
+    shown: dict[str, Tensor] = {}
+    points: list[Point] = []
+    for turn in measure(setting, candidates):
         talk.progress(
-            f"{len(candidates)} plans in turns, {done}/{batches} batches, {left:.0f} s left; "
-            f"{candidate.name}: {1000 * sampled.seconds:.2f} ms per image"
+            f"{len(candidates)} plans in turns, {turn.done}/{turn.total} batches, {turn.left:.0f} s left; "
+            f"{turn.candidate.name}: {1000 * turn.seconds:.2f} ms per image"
         )
-        if len(mine) < setting.rounds:
+        if turn.finished is None:
             continue
-        images = torch.cat([part.images for part in mine])
-        measured = Measured.of(setting, candidate, images, [part.seconds for part in mine])
-        if baseline is None:
-            baseline, cost = measured, _cost(candidates, parts) or cost
+        if not points:
             talk.say(f"\n{report.TABLE_HEAD}")
-        points.append(measured.point(baseline, cost))
+        points.append(turn.finished.point)
         talk.say(report.table_row(points[-1]))
-        shown[candidate.name] = images[: 10 * SHOWN_ROWS].contiguous()
+        shown[turn.candidate.name] = turn.finished.images.contiguous()
     write_atomic(paths.shown, lambda aside: save_tensors(aside, shown))
     data = {"points": [p.to_json() for p in points], "provenance": source}
     write_text(paths.curve, json.dumps(data, indent=1))
     return points
-
-
-def _cost(candidates: list[Candidate], parts: list[list[Sampled]]) -> dict[str, float]:
-    """Seconds per image and step of each member, from the plans that use one member alone, in the same run."""
-    cost: dict[str, float] = {}
-    for candidate, mine in zip(candidates, parts, strict=True):
-        names = list(candidate.plan.counts)
-        if len(names) == 1 and names[0] not in cost and len(mine) > 1:
-            cost[names[0]] = statistics.median(part.seconds for part in mine) / candidate.plan.steps
-    return cost if len(cost) == 2 else {}
 
 
 # What may differ between two measurements of the same thing.
@@ -237,7 +211,7 @@ def _measured(paths: Paths, source: dict[str, str], fractions: list[float]) -> l
 
 
 def _write_report(paths: Paths, points: list[Point], members: dict[str, NetDenoiser], source: dict[str, str]) -> None:
-    picture = pictures.curve_png(
+    picture = curve_png(
         points, f"Digits: a small DiT first, then a Switch-DiT; {STEPS} steps of {SAMPLER.upper()}, guidance {GUIDANCE}"
     )
     write_bytes(paths.out / "curve.png", picture)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast, get_args
 
 from ..errors import HemstitchError
 from .arrays import Arrays
 from .dataset import Dataset, batch_at
-from .digits import Digits
+from .digits import Digits, Split
 from .folder import ImageFolder
 from .huggingface import HuggingFace
 from .idx import Idx
@@ -20,7 +21,7 @@ _FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 # A builder takes the path and the image size of a recipe; those that need neither ignore them.
 DATASETS: dict[str, Callable[[str, int], Dataset]] = {
-    "digits": lambda path, size: Digits("train"),
+    "digits": lambda path, size: Digits(_split(path)),
     "folder": lambda path, size: _folder(path, size),
     "fashion_mnist": lambda path, size: _fashion_mnist(path, size),
     "idx": lambda path, size: Idx(_given(path, "files of IDX need their folder", "mnist/"), size),
@@ -31,6 +32,12 @@ DATASETS: dict[str, Callable[[str, int], Dataset]] = {
     "huggingface": lambda path, size: HuggingFace(_given(path, "a saved data set needs its folder", "pets/"), size),
     "latents": lambda path, size: _latents(path, size),
 }
+
+
+def _split(path: str) -> Split:
+    if path not in ("", *get_args(Split)):
+        raise HemstitchError(f"of the digits there are the splits {', '.join(get_args(Split))}, not {path!r}")
+    return cast(Split, path or "train")
 
 
 def _folder(path: str, size: int) -> Dataset:

@@ -10,6 +10,8 @@ from torch import Tensor
 from ..errors import MissingExtraError
 from .dataset import Dataset
 
+Split = Literal["train", "test", "all"]
+
 
 class Digits(Dataset):
     """Images (1, 8, 8) in -1..1, ten classes. Every fifth image of a fixed shuffle is for testing.
@@ -23,7 +25,7 @@ class Digits(Dataset):
     size = 8
     flippable = False
 
-    def __init__(self, split: Literal["train", "test", "all"] = "all") -> None:
+    def __init__(self, split: Split = "all") -> None:
         try:
             from sklearn.datasets import load_digits
         except ImportError:

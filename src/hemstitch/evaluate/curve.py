@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..bulk.settings import Quantise, to_pixels
+from ..data.dataset import restored
 from ..denoiser import Denoiser
+from ..errors import HemstitchError
 from ..sampling import generate
 from ..stitch.latency import ideal_seconds
 from ..stitch.plan import Plan
 from ..stitch.stitched import Stitched
-from .features import Extractor
+from .extractors import Extractor
 from .frechet import Moments, bootstrap_distances, frechet_distance
 
 
@@ -29,20 +33,22 @@ class Point:
     """One measured plan.
 
     plan: readable. fraction: share of the small member in a plain small-first plan, else None. steps: solver steps.
-    distance: Fréchet distance to the reference; distance_error: its standard error; gap_error: that of its difference
-    from the baseline's distance. Both by bootstrap over the samples, the same draws for all plans, whose sample i has
-    the same seed and label. accuracy: share of samples that the classifier takes for their class. ms_per_image: median
-    over batches. speedup: against the baseline, measured; speedup_ideal: from the members'
-    own cost per step, as if stitching cost nothing.
+    guidance: its scale. distance: Fréchet distance to the reference; distance_error: its standard error; gap_error:
+    that of its difference from the distance of the baseline, the large model alone at every step and this guidance.
+    Both by bootstrap over the samples, the same draws for all plans, whose sample i has the same seed and label.
+    accuracy: share of samples that a classifier takes for their class, None without one. ms_per_image: median over
+    batches. speedup: against the baseline, measured; speedup_ideal: from the members' own cost per step, as if
+    stitching cost nothing.
     """
 
     plan: str
     fraction: float | None
     steps: int
+    guidance: float
     distance: float
     distance_error: float
     gap_error: float
-    accuracy: float
+    accuracy: float | None
     ms_per_image: float
     speedup: float
     speedup_ideal: float
@@ -53,87 +59,193 @@ class Point:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan to measure, what to call it, and the fraction if it is a plain small-first plan."""
+    """A plan to measure, what to call it, the fraction if it is a plain small-first plan, and the guidance."""
 
     name: str
     fraction: float | None
     plan: Plan
+    guidance: float = 1.0
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all points of a curve share. labels: (N,). cost: seconds per call of each member at this batch size."""
+    """What all points of a curve share.
+
+    labels: (N,), None for unconditional members, with num. large: the member that is the baseline. reference: moments
+    of its pooled features. decode: of latents. shown: so many samples of each plan are kept to be looked at.
+    """
 
     members: Mapping[str, Denoiser]
-    labels: Tensor
+    large: str
+    labels: Tensor | None
+    num: int
     batch: int
     sampler: str
-    guidance: float
     extractor: Extractor
     reference: Moments
-    cost: Mapping[str, float]
+    decode: Callable[[Tensor], Tensor] | None = None
+    quantise: Quantise = "round"
+    shown: int = 0
 
     @property
     def rounds(self) -> int:
-        return -(-len(self.labels) // self.batch)
+        return -(-self.num // self.batch)
+
+    def images(self, model: Denoiser, guidance: float, start: int) -> Tensor:
+        """A batch in -1..1. Sample i has the seed (0, i) under every plan."""
+        seeds = [(0, i) for i in range(start, min(self.num, start + self.batch))]
+        labels = None if self.labels is None else self.labels[start : start + self.batch]
+        samples = generate(model, labels, num=len(seeds), seeds=seeds, sampler=self.sampler, guidance=guidance)
+        if self.decode is not None:
+            return self.decode(samples).cpu()
+        return restored(samples, model.spec.mean, model.spec.std).cpu()
 
 
-class Sampled(NamedTuple):
-    """One timed batch. candidate: its index. images: (B, C, S, S). seconds: per image."""
+@dataclass
+class _Taken:
+    """What is kept of a candidate's samples."""
 
-    candidate: int
+    seconds: list[float]
+    pool: list[Tensor]
+    right: list[Tensor]
+    shown: list[Tensor]
+
+
+class Finished(NamedTuple):
+    """A candidate that all samples were drawn of. images: (n, C, S, S), the first ones."""
+
+    point: Point
     images: Tensor
+
+
+class Turn(NamedTuple):
+    """A batch of one candidate. left: seconds to the end of all. seconds: per image. finished: if it was the last."""
+
+    candidate: Candidate
+    done: int
+    total: int
+    left: float
     seconds: float
+    finished: Finished | None
 
 
-def rounds(setting: Setting, candidates: Sequence[Candidate]) -> Iterator[Sampled]:
-    """Sample every candidate's images, a batch of each in turn, so that a slow spell of the machine falls on all.
+def measure(setting: Setting, candidates: Sequence[Candidate]) -> Iterator[Turn]:
+    """Sample and measure every candidate, a batch of each in turn, so that a slow spell of the machine falls on all.
 
-    Sample i has the seed (0, i) under every plan.
+    The first candidate of each guidance is its baseline: the large member alone. Only sampling, and decoding, is timed.
     """
+    for guidance in {c.guidance for c in candidates}:
+        first = next(c for c in candidates if c.guidance == guidance)
+        if set(first.plan.assignment) != {setting.large}:
+            raise HemstitchError(f"the first plan of each guidance is {setting.large} alone, not {first.plan}")
     models = [Stitched(setting.members, c.plan) for c in candidates]
-    for start in range(0, len(setting.labels), setting.batch):
-        labels = setting.labels[start : start + setting.batch]
-        seeds = [(0, start + i) for i in range(len(labels))]
-        for i, model in enumerate(models):
+    taken = [_Taken([], [], [], []) for _ in candidates]
+    baselines: dict[float, _Measured] = {}
+    began, done, total = time.perf_counter(), 0, setting.rounds * len(candidates)
+    for start in range(0, setting.num, setting.batch):
+        is_last = start + setting.batch >= setting.num
+        for candidate, model, mine in zip(candidates, models, taken, strict=True):
             begin = time.perf_counter()
-            images = generate(model, labels, seeds=seeds, sampler=setting.sampler, guidance=setting.guidance).cpu()
-            yield Sampled(i, images, (time.perf_counter() - begin) / len(labels))
+            images = setting.images(model, candidate.guidance, start)
+            mine.seconds.append((time.perf_counter() - begin) / len(images))
+            _take(setting, mine, images, start)
+            done += 1
+            finished = None
+            if is_last:
+                measured = _Measured.of(setting, candidate, mine)
+                base = baselines.setdefault(candidate.guidance, measured)
+                cost = _cost(candidates, taken, candidate.guidance, setting.rounds)
+                shown = torch.stack(mine.shown) if mine.shown else images[:0]
+                finished = Finished(measured.point(base, cost), shown)
+            left = (time.perf_counter() - began) * (total - done) / done
+            yield Turn(candidate, done, total, left, mine.seconds[-1], finished)
+
+
+def _take(setting: Setting, mine: _Taken, images: Tensor, start: int) -> None:
+    pixels = to_pixels(images, setting.quantise).expand(-1, 3, -1, -1)
+    found = setting.extractor(pixels)
+    mine.pool.append(found["pool"])
+    if setting.extractor.name == "classifier" and setting.labels is not None:
+        mine.right.append(found["logits"].argmax(1) == setting.labels[start : start + len(images)])
+    mine.shown += list(images[: max(0, setting.shown - len(mine.shown))])
+
+
+def _cost(candidates: Sequence[Candidate], taken: Sequence[_Taken], guidance: float, rounds: int) -> dict[str, float]:
+    """Seconds per image and step of each member, from the plans that use it alone, in the same run."""
+    cost: dict[str, float] = {}
+    for candidate, mine in zip(candidates, taken, strict=True):
+        names = list(candidate.plan.counts)
+        # the first batch warms up, where there are more
+        seconds = mine.seconds[1:] or mine.seconds
+        if candidate.guidance == guidance and len(names) == 1 and names[0] not in cost and seconds:
+            cost[names[0]] = statistics.median(seconds) / candidate.plan.steps
+    return cost
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A candidate's features, bootstrap distances and seconds per image, from which points are made."""
+class _Measured:
+    """A candidate's distances and seconds per image, from which points are made."""
 
     candidate: Candidate
     distance: float
     resampled: NDArray[np.float64]
-    accuracy: float
+    accuracy: float | None
     seconds: float
 
     @classmethod
-    def of(cls, setting: Setting, candidate: Candidate, images: Tensor, seconds: Sequence[float]) -> Measured:
-        features = setting.extractor.features(images)
-        predicted = setting.extractor.net.head(features).argmax(1)
+    def of(cls, setting: Setting, candidate: Candidate, mine: _Taken) -> _Measured:
+        features = torch.cat(mine.pool)
         return cls(
             candidate,
             frechet_distance(Moments.of(features), setting.reference),
             bootstrap_distances(features, setting.reference),
-            float((predicted == setting.labels).double().mean()),
-            statistics.median(seconds),
+            float(torch.cat(mine.right).double().mean()) if mine.right else None,
+            statistics.median(mine.seconds),
         )
 
-    def point(self, baseline: Measured, cost: Mapping[str, float]) -> Point:
+    def point(self, baseline: _Measured, cost: Mapping[str, float]) -> Point:
         """This candidate beside the baseline."""
+        plan = self.candidate.plan
+        known = set(plan.counts) <= set(cost)
+        ideal = ideal_seconds(baseline.candidate.plan, cost) / ideal_seconds(plan, cost) if known else float("nan")
         return Point(
             plan=self.candidate.name,
             fraction=self.candidate.fraction,
-            steps=self.candidate.plan.steps,
+            steps=plan.steps,
+            guidance=self.candidate.guidance,
             distance=self.distance,
             distance_error=float(self.resampled.std(ddof=1)),
             gap_error=float((self.resampled - baseline.resampled).std(ddof=1)),
             accuracy=self.accuracy,
             ms_per_image=1000 * self.seconds,
             speedup=baseline.seconds / self.seconds,
-            speedup_ideal=ideal_seconds(baseline.candidate.plan, cost) / ideal_seconds(self.candidate.plan, cost),
+            speedup_ideal=ideal,
         )
+
+
+def candidates_of(
+    plans: Sequence[tuple[float | None, Plan]],
+    large: str,
+    cost: Mapping[str, float],
+    guidances: Sequence[float],
+) -> list[Candidate]:
+    """For each guidance the large member alone, the plans, then the large member alone in the time of each of them.
+
+    plans: each with its fraction, if it is a plain small-first plan. cost: seconds per call of each member.
+    """
+    found = []
+    for guidance in guidances:
+        suffix = f", guidance {guidance:g}" if len(guidances) > 1 else ""
+        full = Plan.steps_each({large: plans[0][1].steps})
+        stitched = [Candidate(str(plan) + suffix, fraction, plan, guidance) for fraction, plan in plans]
+        mine = [c for c in stitched if set(c.plan.assignment) == {large} and c.plan.steps == full.steps][:1]
+        mine = mine or [Candidate(str(full) + suffix, 0.0, full, guidance)]
+        mine += [c for c in stitched if c.plan != mine[0].plan]
+        alone: list[Candidate] = []
+        for candidate in mine[1:]:
+            steps = max(2, round(ideal_seconds(candidate.plan, cost) / cost[large]))
+            if steps < full.steps and all(steps != other.plan.steps for other in alone):
+                plan = Plan.steps_each({large: steps})
+                alone.append(Candidate(f"{large} alone, {steps} steps{suffix}", None, plan, guidance))
+        found += mine + alone
+    return found

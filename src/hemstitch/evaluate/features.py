@@ -1,123 +1,214 @@
-"""A small classifier whose features measure distance, and whose answers measure whether a sample is of its class.
+"""Features of a set of pictures, kept on disk and mapped from there, so that memory does not grow with the set.
 
-For data sets without an agreed feature network. It is trained here, on the data set's own training images, and its
-accuracy on held-out images is part of every figure made with it.
-
-Shape suffixes: B batch, C channels, S size, F features.
+Shape suffixes: N pictures, F features.
 """
 
 from __future__ import annotations
 
-import hashlib
+import bisect
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from ..data import Dataset, batch_at
-from ..errors import CheckpointError
-from ..files import read_json, save_tensors, write_atomic
+from ..errors import HemstitchError
+from ..files import mapped_tensors, read_json_file, save_tensors, write_atomic, write_text
+from ..recipe import from_dict
+from ..share import Pace, Progress
+from .extractors import Extractor
+from .frechet import Accumulator, Moments
+from .images import ContentHash, Images
 
-
-@dataclass(frozen=True)
-class Shape:
-    channels: int
-    size: int
-    classes: int
-    width: int = 32
-    features: int = 64
-
-
-class Classifier(nn.Module):
-    """Three 3x3 convolutions, halved twice, then a feature layer and a linear read-out."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.shape = shape
-        w = shape.width
-        self.trunk = nn.Sequential(
-            nn.Conv2d(shape.channels, w, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(w, 2 * w, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(2 * w, 2 * w, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(2 * w * (shape.size // 4) ** 2, shape.features),
-            nn.ReLU(),
-        )
-        self.head = nn.Linear(shape.features, shape.classes)
-
-    def forward(self, x_BCSS: Tensor) -> Tensor:
-        return self.head(self.trunk(x_BCSS))
+INDEX = "features.json"
+PER_SHARD = 2048  # pictures
 
 
 @dataclass(frozen=True)
-class Extractor:
-    """A trained classifier. accuracy: on held-out images. hash: of its weights."""
+class Maker:
+    """Which network made features: only those of equal makers are compared."""
 
-    net: Classifier
-    accuracy: float
-
-    @property
-    def hash(self) -> str:
-        digest = hashlib.sha256()
-        for value in self.net.state_dict().values():
-            digest.update(value.contiguous().numpy().tobytes())
-        return digest.hexdigest()[:12]
-
-    @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        """(N, F) features of images (N, C, S, S) in -1..1."""
-        return torch.cat([self.net.trunk(part.clamp(-1, 1)) for part in torch.split(images, 500)])
-
-    @torch.no_grad()
-    def classify(self, images: Tensor) -> Tensor:
-        """(N,) predicted labels."""
-        return self.net.head(self.features(images)).argmax(1)
-
-    def save(self, path: Path) -> None:
-        note = json.dumps({"shape": asdict(self.net.shape), "accuracy": self.accuracy})
-        write_atomic(path, lambda aside: save_tensors(aside, self.net.state_dict(), {"classifier": note}))
+    name: str
+    version: str
+    hash: str
 
     @classmethod
-    def load(cls, path: Path) -> Extractor:
-        try:
-            with safe_open(path, "pt") as file:
-                note = read_json((file.metadata() or {}).get("classifier", ""), f"the metadata of {path}")
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            net = Classifier(Shape(**note["shape"]))
-            net.load_state_dict(weights)
-            return cls(net.eval(), float(note["accuracy"]))
-        except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is not a classifier of this library: {error}") from None
+    def of(cls, extractor: Extractor) -> Maker:
+        return cls(extractor.name, extractor.version, extractor.hash)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.hash} ({self.version})"
 
 
-def train_classifier(train: Dataset, test: Dataset, steps: int = 600, batch: int = 128, seed: int = 0) -> Extractor:
-    """Train on one split, measure on another: AdamW with one-cycle learning rate, images jittered by a pixel."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = Classifier(Shape(train.channels, train.size, len(train.classes)))
-        optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
-        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-        for step in range(steps):
-            index = batch_at(len(train), batch, seed, step)
-            images = train.images(index)
-            rows, columns = torch.randint(0, 3, (2,)).tolist()
-            padded = F.pad(images, (1, 1, 1, 1), value=-1.0)
-            images = padded[..., rows : rows + train.size, columns : columns + train.size]
-            loss = F.cross_entropy(net(images), train.labels[index], label_smoothing=0.05)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            rate.step()
-    net.eval()
-    with torch.no_grad():
-        predicted = net(test.images(torch.arange(len(test)))).argmax(1)
-    return Extractor(net, float((predicted == test.labels).double().mean()))
+@dataclass(frozen=True)
+class Index:
+    """What lies beside the shards. content: a hash of the pictures, see `ContentHash`. size: (height, width)."""
+
+    maker: Maker
+    content: str
+    count: int
+    size: tuple[int, int]
+
+
+class MappedRows:
+    """(N, F) float32 rows that lie in several files, one after the other."""
+
+    def __init__(self, parts: Sequence[NDArray[np.float32]]) -> None:
+        self._parts = list(parts)
+        self._starts = np.cumsum([0, *map(len, parts)]).tolist()
+        self.shape = (self._starts[-1], parts[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> NDArray[np.float32]:
+        """A slice of step 1, or an int64 array of rows."""
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                raise HemstitchError("rows are read one after the other")
+            return self._slice(start, max(start, stop))
+        rows = np.asarray(index)
+        out = np.empty((len(rows), self.shape[1]), np.float32)
+        part_of = np.searchsorted(self._starts, rows, side="right") - 1
+        for k in np.unique(part_of):
+            chosen = part_of == k
+            out[chosen] = self._parts[k][rows[chosen] - self._starts[k]]
+        return out
+
+    def _slice(self, start: int, stop: int) -> NDArray[np.float32]:
+        if start >= stop:
+            return np.empty((0, self.shape[1]), np.float32)
+        first = bisect.bisect_right(self._starts, start) - 1
+        found = []
+        for k in range(first, len(self._parts)):
+            begin = self._starts[k]
+            if begin >= stop:
+                break
+            found.append(self._parts[k][max(0, start - begin) : stop - begin])
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """Features of one set under one extractor.
+
+    name: for people. rows: what the extractor gives ("pool", "spatial", "logits"), (N, F) each. labels: (N,) int64 or
+    None. seed: a text that is equal for sets whose pictures i share their seed and label; "" where unknown.
+    """
+
+    name: str
+    index: Index
+    rows: Mapping[str, MappedRows]
+    labels: NDArray[np.int64] | None = None
+    seed: str = ""
+
+    def __len__(self) -> int:
+        return self.index.count
+
+    @cached_property
+    def _moments(self) -> dict[str, Moments]:
+        return {}
+
+    def moments(self, output: str) -> Moments:
+        """Of one output's rows, computed once."""
+        if output not in self._moments:
+            self._moments[output] = Moments.streamed(self.rows[output])
+        return self._moments[output]
+
+
+class Extraction(NamedTuple):
+    """How far an extraction is, and the features once it is done."""
+
+    progress: Progress
+    features: FeatureSet | None = None
+
+
+def extracted(
+    images: Images,
+    extractor: Extractor,
+    out: Path,
+    *,
+    name: str | None = None,
+    labels: Tensor | None = None,
+    seed: str = "",
+    batch: int = 64,
+    count: int | None = None,
+) -> Iterator[Extraction]:
+    """Write the features of the first `count` pictures (all) into the folder `out`, yielding how far it is.
+
+    Raises HemstitchError as `Images` and `Extractor` do, and when the disk is full.
+    """
+    total = len(images) if count is None else min(count, len(images))
+    maker, hashed = Maker.of(extractor), ContentHash(images.size)
+    done = 0
+    pace = Pace(total, 0)
+    parts: list[dict[str, Tensor]] = []
+    per_shard = max(1, PER_SHARD // batch) * batch
+    for pictures in images.batches(batch):
+        pictures = pictures[: total - done]
+        hashed.update(pictures)
+        parts.append(extractor(pictures))
+        done += len(pictures)
+        pace.add(len(pictures))
+        if done % per_shard == 0 or done == total:
+            _save(out / f"{(done - 1) // per_shard:05d}.safetensors", parts)
+            parts = []
+        yield Extraction(pace.read())
+        if done == total:
+            break
+    index = Index(maker, hashed.hexdigest(), total, images.size)
+    write_text(out / INDEX, json.dumps(asdict(index), indent=1))
+    told = images.labels if labels is None else labels
+    features = stored(out, images.name if name is None else name, told, seed)
+    yield Extraction(pace.read(), features)
+
+
+def moments_of(images: Images, extractor: Extractor, batch: int = 250) -> Moments:
+    """Of the pooled features of all pictures, nothing kept."""
+    total: Accumulator | None = None
+    for pictures in images.batches(batch):
+        pool = extractor(pictures)["pool"].flatten(1).numpy()
+        total = (total or Accumulator.empty(pool.shape[1])).updated(pool)
+    assert total is not None  # sets have pictures
+    return total.moments()
+
+
+def _save(path: Path, parts: Sequence[Mapping[str, Tensor]]) -> None:
+    tensors = {key: torch.cat([part[key].flatten(1) for part in parts]).contiguous() for key in parts[0]}
+    try:
+        write_atomic(path, lambda aside: save_tensors(aside, tensors))
+    except OSError as error:
+        raise HemstitchError(f"{path} could not be written ({error}): make room, or give another --cache") from error
+
+
+def stored(out: Path, name: str, labels: Tensor | None = None, seed: str = "") -> FeatureSet:
+    """The features that `extracted` wrote into a folder."""
+    path = out / INDEX
+    try:
+        index = cast(Index, from_dict(Index, read_json_file(path), str(path)))
+    except HemstitchError as error:
+        raise HemstitchError(f"{out} holds no features that can be read: {error}") from None
+    return read_shards(sorted(out.glob("[0-9]*.safetensors")), index, name, labels, seed)
+
+
+def read_shards(
+    paths: Sequence[Path], index: Index, name: str, labels: Tensor | None = None, seed: str = ""
+) -> FeatureSet:
+    """Features that lie in safetensors files, one after the other."""
+    shards = [mapped_tensors(path) for path in paths]
+    outputs = [key for key in ("pool", "spatial", "logits") if all(key in shard for shard in shards)]
+    if not shards or not outputs:
+        raise HemstitchError(f"{name} has no features where they should be: extract them again")
+    rows = {key: MappedRows([shard[key].reshape(len(shard[key]), -1) for shard in shards]) for key in outputs}
+    lengths = {len(r) for r in rows.values()} | {index.count}
+    if len(lengths) > 1:
+        raise HemstitchError(f"{name} has {sorted(lengths)} rows of features: its files are not of one set")
+    chosen = None if labels is None else labels[: index.count].numpy()
+    return FeatureSet(name, index, rows, chosen, seed)

@@ -116,9 +116,13 @@ def _row(p: Point) -> str:
     mark = ' class="base"' if p.fraction == 0 else ""
     return (
         f"<tr{mark}><td>{escape(_named(p))}</td><td>{p.steps}</td>"
-        f"<td>{p.distance:.2f} ± {p.distance_error:.2f}</td><td>{p.accuracy:.1%}</td>"
+        f"<td>{p.distance:.2f} ± {p.distance_error:.2f}</td><td>{_percent(p.accuracy)}</td>"
         f"<td>{p.ms_per_image:.3f}</td><td>{p.speedup:.2f}×</td><td>{p.speedup_ideal:.2f}×</td></tr>"
     )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def table(points: Sequence[Point]) -> str:
@@ -133,6 +137,6 @@ TABLE_HEAD = (
 
 def table_row(p: Point) -> str:
     return (
-        f"{p.plan:<26} {p.steps:>5} {p.distance:>9.2f} {p.distance_error:>5.2f} {p.accuracy:>8.1%} "
+        f"{p.plan:<26} {p.steps:>5} {p.distance:>9.2f} {p.distance_error:>5.2f} {_percent(p.accuracy):>8} "
         f"{p.ms_per_image:>9.3f} {p.speedup:>7.2f}× {p.speedup_ideal:>5.2f}×"
     )

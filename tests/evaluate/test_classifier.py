@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 
 from hemstitch import HemstitchError
 from hemstitch.data import Digits
-from hemstitch.evaluate.features import Extractor, train_classifier
+from hemstitch.evaluate.classifier import TrainedClassifier, train_classifier
 from hemstitch.evaluate.frechet import Moments, frechet_distance
 
 
@@ -31,7 +31,7 @@ def test_noise_is_far_and_digits_are_near(extractor):
 def test_round_trip(extractor, tmp_path):
     path = tmp_path / "classifier.safetensors"
     extractor.save(path)
-    back = Extractor.load(path)
+    back = TrainedClassifier.load(path)
     images = Digits("test").images(torch.arange(20))
     assert torch.equal(back.features(images), extractor.features(images))
     assert (back.accuracy, back.hash) == (extractor.accuracy, extractor.hash)
@@ -40,7 +40,7 @@ def test_round_trip(extractor, tmp_path):
 def test_other_files_are_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(HemstitchError, match=r"x\.safetensors"):
-        Extractor.load(tmp_path / "x.safetensors")
+        TrainedClassifier.load(tmp_path / "x.safetensors")
 
 
 def test_training_it_leaves_the_callers_random_state_alone():

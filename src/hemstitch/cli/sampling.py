@@ -1,0 +1,144 @@
+"""The command that samples."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import HemstitchError
+from .line import Line, clock
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..denoiser import Denoiser
+    from ..sampling import Look
+    from ..stitch.plan import Plan
+
+
+def sample(known: argparse.Namespace, rest: list[str]) -> int:
+    from ..bulk import write_samples
+    from ..share import device_of
+
+    device = device_of(known.device)
+    members = loaded(known.members, device, known.weights, known.ema)
+    model = stitched(members, plan_of(known, list(members)))
+    labels, count = _labels(known.labels, known.num, model.spec.num_classes)
+    decode = None
+    if known.vae is not None:
+        from ..autoencoder import decoder
+
+        decode = decoder(known.vae, model.spec, device, known.decode_slice)
+    line, progress = Line(), None
+    try:
+        for progress in write_samples(
+            model,
+            known.out,
+            count=count,
+            labels=labels,
+            seed=known.seed,
+            batch=min(known.batch, max(count, 1)),
+            per_shard=known.per_shard,
+            formats=None if known.format is None else known.format.split(","),
+            decode=decode,
+            quantise=known.quantise,
+            **look_of(known),
+        ):
+            waiting = f", waiting for {progress.waiting} shards of other processes" if progress.waiting else ""
+            done = progress.done == progress.total and not progress.waiting
+            pace = f"{progress.rate:.1f}/s, {clock(progress.left)} left{waiting}"
+            line.show(f"{progress.done}/{progress.total} samples, {pace}", done)
+    except KeyboardInterrupt:
+        line.say("stopped; finished shards are kept, and the same command goes on from there")
+        return 130
+    if progress is not None and progress.kept == progress.total:
+        line.say("all of them were there already, and sound")
+    line.say(str(known.out))
+    return 0
+
+
+def look_of(known: argparse.Namespace) -> Look:
+    """How to sample, as the options say."""
+    return {
+        "steps": known.steps,
+        "sampler": known.sampler,
+        "guidance": known.guidance,
+        "guidance_channels": known.guidance_channels,
+        "guidance_interval": known.guidance_interval and tuple(known.guidance_interval),
+        "grid": known.grid,
+        "eta": known.eta,
+    }
+
+
+def _labels(asked: str | None, num: int | None, classes: int) -> tuple[str | Sequence[int] | Tensor | None, int]:
+    """The labels asked for, and how many samples."""
+    if num is not None and num < 1:
+        raise HemstitchError("--num is at least 1")
+    if asked is None or asked in ("balanced", "random"):
+        return asked, 16 if num is None else num
+    if Path(asked).suffix or Path(asked).exists():
+        from ..bulk import read_labels
+
+        given = read_labels(Path(asked))
+        if num is not None and num > len(given):
+            raise HemstitchError(f"{asked} has {len(given)} labels for {num} samples: one each")
+        return given[:num], len(given) if num is None else num
+    try:
+        return [int(word) for word in asked.split(",")], 16 if num is None else num
+    except ValueError:
+        raise HemstitchError(
+            f"--labels is balanced, random, whole numbers (207,360) or a file of them, not {asked!r}"
+        ) from None
+
+
+def loaded(
+    arguments: Sequence[str], device: torch.device, weights: str = "ema", ema: float | None = None
+) -> dict[str, Denoiser]:
+    """Members by name, from NAME=PATH or, of a single one, PATH."""
+    from ..weights import load
+
+    members: dict[str, Denoiser] = {}
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        if not equals:
+            name, path = Path(argument).stem, argument
+            if len(arguments) > 1:
+                raise HemstitchError(f"name each of several members: NAME={argument}")
+        if name in members:
+            raise HemstitchError(f"two members are called {name!r}")
+        members[name] = load(path, weights="model" if weights == "model" else "ema", ema=ema).to(device)
+    return members
+
+
+def stitched(members: dict[str, Denoiser], plan: Plan | None) -> Denoiser:
+    """The only member, or all of them under the plan, which is told."""
+    if plan is None:
+        return next(iter(members.values()))
+    from ..stitch.stitched import Stitched
+
+    Line().say(f"plan of {plan.steps} steps: {plan}")
+    return Stitched(members, plan)
+
+
+def plan_of(known: argparse.Namespace, names: list[str]) -> Plan | None:
+    """The plan that the options say, None for a single member."""
+    from ..files import read_json_file
+    from ..stitch.plan import Plan
+
+    if known.plan is not None:
+        if known.fraction is not None:
+            raise HemstitchError("--plan and --fraction both say which member runs when: give one")
+        if not known.plan.exists():
+            raise HemstitchError(f"there is no plan file {known.plan}")
+        return Plan.from_data(read_json_file(known.plan))
+    if len(names) == 1:
+        if known.fraction is not None:
+            raise HemstitchError("--fraction needs two members: small=PATH large=PATH")
+        return None
+    if known.fraction is None or len(names) != 2:
+        raise HemstitchError("several members need --plan plan.json (or, if they are two, --fraction)")
+    fractions = {names[0]: known.fraction, names[1]: 1 - known.fraction}
+    return Plan.fractions(fractions, 50 if known.steps is None else known.steps)

@@ -1,0 +1,341 @@
+"""Sets of pictures beside each other: every figure with its interval, and what may be said of a difference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import t as student
+
+from ..errors import HemstitchError
+from ..provenance import provenance
+from .extractors import Extractor
+from .features import FeatureSet, Maker, extracted, stored
+from .images import Images, content
+from .inception_score import Order
+from .metrics import Context, Metric, chosen
+from .reference import Reference, Source, pinned
+from .score import NORMAL_95, Score, Verdict, gap_error, verdict
+
+Show = Callable[[str, int, int, float], None]  # what is done, how much of it, of how much, seconds left
+
+
+@dataclass(frozen=True)
+class Row:
+    """A set's figures. sources: one, or one per repeated seed. scores: by figure."""
+
+    name: str
+    sources: tuple[Source, ...]
+    counts: tuple[int, ...]
+    contents: tuple[str, ...]
+    scores: dict[str, Score]
+
+
+class Comparison(NamedTuple):
+    """A figure of one set against the first: the difference, its standard error, and what may be said."""
+
+    gap: float
+    error: float
+    said: Verdict
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, of what, against what, by what.
+
+    extractors: by figure. reference: name, count and hash. definitions: of the metrics, by name.
+    """
+
+    rows: tuple[Row, ...]
+    extractors: dict[str, Maker]
+    reference: dict[str, Any] | None
+    definitions: dict[str, str]
+    better: dict[str, str]
+    provenance: dict[str, str]
+
+    def against_first(self, row: Row) -> dict[str, Comparison]:
+        """Every figure of a row against that of the first row."""
+        first = self.rows[0].scores
+        return {
+            name: Comparison(
+                score.value - first[name].value, gap_error(score, first[name]), verdict(score, first[name])
+            )
+            for name, score in row.scores.items()
+        }
+
+    def to_json(self) -> str:
+        rows = []
+        for i, row in enumerate(self.rows):
+            figures = {name: _told(score) for name, score in row.scores.items()}
+            if i:
+                for name, compared in self.against_first(row).items():
+                    figures[name]["against_first"] = compared._asdict()
+            sources = [{"name": s.name, "seed": s.seed, **(s.told or {})} for s in row.sources]
+            told = {"name": row.name, "images": row.counts, "content": row.contents, "sources": sources}
+            rows.append({**told, "figures": figures})
+        extractors = {name: str(maker) for name, maker in self.extractors.items()}
+        data = {
+            "sets": rows,
+            "reference": self.reference,
+            "metrics": self.definitions,
+            "extractors": extractors,
+            "provenance": self.provenance,
+        }
+        return json.dumps(data, indent=1)
+
+
+def _told(score: Score) -> dict[str, Any]:
+    low, high = score.interval
+    return {"value": score.value, "error": score.error, "low": low, "high": high, "note": score.note}
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How to measure.
+
+    extractor: for every metric that is not bound to another. bound: those others, by name ("dinov2", "clip"). count:
+    pictures of each set at most. batch: extracted at a time. cache: a folder where features are kept for next time;
+    None keeps them until the end. resamples: of the bootstrap of Fréchet distances; the other metrics take five times
+    as many. order: of the samples in an Inception Score, "shuffled" as torch-fidelity or "given" as ADM.
+    """
+
+    extractor: Extractor
+    bound: Mapping[str, Extractor]
+    count: int | None = None
+    batch: int = 64
+    cache: Path | None = None
+    resamples: int = 20
+    order: Order = "shuffled"
+    device: torch.device | str = "cpu"
+
+    def by(self, metric: Metric) -> Extractor:
+        """The extractor of a metric."""
+        if metric.extractor in (None, self.extractor.name):
+            return self.extractor
+        if metric.extractor not in self.bound:
+            raise HemstitchError(f"{metric.told}: give its extractor, {metric.extractor}")
+        return self.bound[metric.extractor]
+
+
+def evaluate(
+    sets: Mapping[str, Sequence[Source]],
+    reference: Source | None,
+    metrics: Sequence[str],
+    measuring: Measuring,
+    show: Show = lambda what, done, total, left: None,
+) -> Report:
+    """Measure every set against the reference.
+
+    sets: by name; several sources of one name are repeated seeds, whose mean is the figure and whose spread its error.
+    All is checked before features are extracted: sizes, extractors, what the metrics need. show: called as work goes
+    on. Raises HemstitchError.
+    """
+    asked = chosen(list(metrics))
+    _check(sets, reference, asked, measuring)
+    scores: dict[str, list[dict[str, Score]]] = {name: [{} for _ in sources] for name, sources in sets.items()}
+    contents: dict[str, list[str]] = {name: ["" for _ in sources] for name, sources in sets.items()}
+    counts: dict[str, list[int]] = {name: [0 for _ in sources] for name, sources in sets.items()}
+    made: dict[str, Maker] = {}
+    told: dict[str, Any] | None = None
+    with tempfile.TemporaryDirectory(prefix="hemstitch-features-") as aside:
+        for extractor in _extractors(asked, measuring):
+            of_this = {name: m for name, m in asked.items() if measuring.by(m) is extractor}
+            needs = [m for m in of_this.values() if m.reference]
+            against = None
+            if needs and reference is not None:
+                against = _reference(reference, extractor, needs, measuring, Path(aside), show)
+                told = _pinned(told, reference, against)
+            context = Context(against, measuring.resamples, measuring.order, measuring.device)
+            for name, sources in sets.items():
+                for i, source in enumerate(sources):
+                    features = _features(source, extractor, measuring, Path(aside), show)
+                    contents[name][i], counts[name][i] = features.index.content, len(features)
+                    for metric_name, metric in of_this.items():
+                        context.progress = _named(f"{features.name}: {metric_name}", show)
+                        scores[name][i] |= metric.compute(features, context)
+            made |= {figure: Maker.of(extractor) for m in of_this.values() for figure in m.figures}
+    rows = tuple(
+        Row(name, tuple(sets[name]), tuple(counts[name]), tuple(contents[name]), _combined(scores[name]))
+        for name in sets
+    )
+    return Report(
+        rows,
+        made,
+        told,
+        {name: m.told for name, m in asked.items()},
+        {figure: way for m in asked.values() for figure, way in m.figures.items()},
+        provenance(measuring.device),
+    )
+
+
+def _named(what: str, show: Show) -> Callable[[int, int], None]:
+    return lambda done, total: show(what, done, total, 0.0)
+
+
+def _extractors(asked: Mapping[str, Metric], measuring: Measuring) -> list[Extractor]:
+    return list(dict.fromkeys(measuring.by(metric) for metric in asked.values()))
+
+
+def _check(
+    sets: Mapping[str, Sequence[Source]], reference: Source | None, asked: Mapping[str, Metric], measuring: Measuring
+) -> None:
+    """Everything that can be known to be wrong before hours are spent."""
+    if not sets or not all(sets.values()):
+        raise HemstitchError("there is nothing to evaluate: give a set of pictures")
+    everything = [source for sources in sets.values() for source in sources] + ([reference] if reference else [])
+    sizes = {source.name: source.size for source in everything if source.size is not None}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} {h} x {w}" for name, (h, w) in sizes.items())
+        raise HemstitchError(
+            f"pictures of different sizes are not compared: {told}. For a reference of larger ones give KIND:PATH and "
+            "the size (--reference folder:PATH --reference-size 256)"
+        )
+    for name, metric in asked.items():
+        extractor = measuring.by(metric)
+        lacking = [output for output in metric.outputs if output not in extractor.outputs]
+        if lacking:
+            raise HemstitchError(f"{name} needs {', '.join(lacking)} features, which {extractor.name} does not give")
+        if metric.reference:
+            if reference is None:
+                raise HemstitchError(f"{name} compares with a reference: give one (--reference imagenet/val)")
+            if metric.pictures and reference.images is None and not reference.features:
+                raise HemstitchError(
+                    f"{name} needs the reference's pictures, and {reference.name} holds statistics alone: give a "
+                    f"folder, a data set or a .npz with arr_0, or leave {name} out"
+                )
+    for extractor in _extractors(asked, measuring):
+        for source in everything:
+            _check_features(source, extractor)
+        if reference is not None:
+            _check_statistics(everything, reference, extractor, asked, measuring)
+    unlabelled = [source.name for sources in sets.values() for source in sources if source.labels is None]
+    if "accuracy" in asked and any(s.features is None for ss in sets.values() for s in ss) and unlabelled:
+        raise HemstitchError(f"{', '.join(unlabelled)} has no labels: leave accuracy out")
+
+
+def _check_features(source: Source, extractor: Extractor) -> None:
+    """That features which are there already are this extractor's, where the pictures are not there to ask it."""
+    if source.images is not None or not source.features:
+        return
+    kept = source.features.get(extractor.name)
+    there = ", ".join(str(features.index.maker) for features in source.features.values())
+    if kept is None or kept.index.maker != Maker.of(extractor):
+        raise HemstitchError(
+            f"{source.name} holds features of {there}, and {Maker.of(extractor)} is asked for: extract them again from "
+            "the pictures, or use that extractor"
+        )
+
+
+def _check_statistics(
+    everything: Iterable[Source],
+    reference: Source,
+    extractor: Extractor,
+    asked: Mapping[str, Metric],
+    measuring: Measuring,
+) -> None:
+    """That published statistics are as wide as this extractor's features, by two pictures of what is there."""
+    if not reference.statistics:
+        return
+    needed = {
+        o for m in asked.values() if measuring.by(m) is extractor and m.reference and not m.pictures for o in m.outputs
+    }
+    absent = [output for output in needed if output not in reference.statistics and reference.images is None]
+    if absent:
+        raise HemstitchError(
+            f"{reference.name} has no statistics of {', '.join(absent)} features (mu_s and sigma_s are the spatial "
+            "ones): leave out what needs them, or give pictures"
+        )
+    pictures = next((source.images for source in everything if source.images is not None), None)
+    if pictures is None or not needed & set(reference.statistics):
+        return
+    probe = extractor(next(iter(pictures.batches(2))))
+    for output in sorted(needed & set(reference.statistics)):
+        width, found = len(reference.statistics[output].mean), probe[output].flatten(1).shape[1]
+        if width != found:
+            raise HemstitchError(
+                f"{reference.name} has statistics of {width} {output} features, and {extractor.name} gives {found}: "
+                "they are of another extractor"
+            )
+
+
+def _features(source: Source, extractor: Extractor, measuring: Measuring, aside: Path, show: Show) -> FeatureSet:
+    """Those there already, of this extractor; else extracted, or from the cache."""
+    kept = (source.features or {}).get(extractor.name)
+    if kept is not None and kept.index.maker == Maker.of(extractor):
+        return kept
+    images = source.images
+    assert images is not None  # checked
+    total = len(images) if measuring.count is None else min(measuring.count, len(images))
+    if measuring.cache is None:
+        folder = Path(tempfile.mkdtemp(dir=aside))
+    else:
+        folder = measuring.cache / f"{_hashed(images, show)[:16]}-{extractor.hash}-{total}"
+        if (folder / "features.json").exists():
+            return stored(folder, source.name, source.labels, source.seed)
+    for progress, found in extracted(
+        images,
+        extractor,
+        folder,
+        name=source.name,
+        labels=source.labels,
+        seed=source.seed,
+        batch=measuring.batch,
+        count=measuring.count,
+    ):
+        show(f"{source.name}: {extractor.name}", progress.done, progress.total, progress.left)
+        kept = found
+    assert kept is not None
+    return kept
+
+
+def _hashed(images: Images, show: Show) -> str:
+    show(f"{images.name}: hashing", 0, len(images), 0.0)
+    return content(images)
+
+
+def _reference(
+    source: Source, extractor: Extractor, needs: Sequence[Metric], measuring: Measuring, aside: Path, show: Show
+) -> Reference:
+    """The reference under one extractor. Its pictures are only looked at where statistics do not do."""
+    statistics = source.statistics or {}
+    wants = any(m.pictures or not set(m.outputs) <= set(statistics) for m in needs)
+    features = None
+    if wants:
+        features = _features(source, extractor, replace(measuring, count=None), aside, show)
+    hash = source.hash[:12] or (pinned(features) if features else "")
+    return Reference(source.name, hash, Maker.of(extractor), statistics, features)
+
+
+def _pinned(told: dict[str, Any] | None, source: Source, reference: Reference) -> dict[str, Any]:
+    """What is said of the reference, added to for every extractor."""
+    told = told or {"name": source.name, "images": None, "content": None, "statistics": source.hash or None, "hash": {}}
+    if reference.features is not None:
+        told["images"], told["content"] = len(reference.features), reference.features.index.content
+    told["hash"][reference.maker.name] = reference.hash
+    return told
+
+
+def _combined(of_seeds: list[dict[str, Score]]) -> dict[str, Score]:
+    """Of one set, its scores; of repeated seeds, their mean with the error that their spread gives."""
+    if len(of_seeds) == 1:
+        return of_seeds[0]
+    n = len(of_seeds)
+    # so that 1.96 errors are the 95 % interval of Student's distribution, wide as it is for a few seeds
+    scale = float(student.ppf(0.975, n - 1)) / NORMAL_95 / n**0.5
+    combined = {}
+    for name in of_seeds[0]:
+        values = np.array([scores[name].value for scores in of_seeds])
+        combined[name] = Score(float(values.mean()), values, scale, f"mean of {n} seeds; interval by their spread")
+    return combined
+
+
+def digest(report: Report) -> str:
+    """Twelve hex digits of the figures, to cite a report by."""
+    return hashlib.sha256(report.to_json().encode()).hexdigest()[:12]
