@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import HemstitchError
+
+_LOCAL = struct.Struct("<4s22xHH")  # of a member's header in a zip: its mark, the lengths of its name and of the rest
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -73,6 +77,16 @@ def mapped_tensors(path: Path) -> dict[str, np.ndarray]:
             dtype, shape, start = kinds[told["dtype"]], tuple(told["shape"]), 8 + length + told["data_offsets"][0]
             found[name] = np.memmap(path, dtype, "r", start, shape) if 0 not in shape else np.empty(shape, dtype)
     return found
+
+
+def member_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    """Where the data of an uncompressed member begin in a zip. Raises BadZipFile if its header is not there."""
+    with path.open("rb") as stream:
+        stream.seek(info.header_offset)
+        mark, name, extra = _LOCAL.unpack(stream.read(_LOCAL.size).ljust(_LOCAL.size, b"\0"))
+    if mark != b"PK\3\4":
+        raise zipfile.BadZipFile(f"there is no header of {info.filename} where the index says")
+    return info.header_offset + _LOCAL.size + name + extra
 
 
 def sync(path: Path) -> None:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HemstitchError, MissingExtraError
-from ..files import save_tensors, write_atomic
+from ..files import member_offset, save_tensors, write_atomic
 from ..marked import sha256
 from .settings import Settings
 
@@ -291,11 +291,7 @@ def stored_array(path: Path, member: str) -> np.ndarray:
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{member} of {path} is compressed")
     with path.open("rb") as file:
-        file.seek(info.header_offset)
-        head = file.read(30)
-        if head[:4] != b"PK\x03\x04":
-            raise ValueError(f"{path} is damaged: no member where one should be")
-        file.seek(int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), os.SEEK_CUR)
+        file.seek(member_offset(path, info))
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, dtype = read(file)

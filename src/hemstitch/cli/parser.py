@@ -78,10 +78,11 @@ def parser_of() -> argparse.ArgumentParser:
     sample.add_argument("--decode-slice", type=int, default=16, help="latents decoded at a time (16)")
     sample.add_argument("--out", type=Path, default=Path("samples"), help="folder (samples)")
 
-    _measured(sample)
     sample.add_argument(
         "--metrics", help="measure the samples as they are made; pictures are kept only if --format says so"
     )
+    _measured(sample)
+    sample.set_defaults(count=None)
 
     evaluate = verbs.add_parser(
         "evaluate",

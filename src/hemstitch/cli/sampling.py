@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,18 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ..autoencoder import Decoder
     from ..denoiser import Denoiser
+    from ..evaluate.evaluation import Measuring
+    from ..evaluate.extractors import Extractor
+    from ..evaluate.reference import Source
     from ..sampling import Look
     from ..stitch.plan import Plan
 
 
 def sample(known: argparse.Namespace, rest: list[str]) -> int:
     from ..bulk import write_samples
-    from ..share import device_of
+    from ..share import device_of, place
 
     device = device_of(known.device)
     members = loaded(known.members, device, known.weights, known.ema)
@@ -32,6 +37,10 @@ def sample(known: argparse.Namespace, rest: list[str]) -> int:
         from ..autoencoder import decoder
 
         decode = decoder(known.vae, model.spec, device, known.decode_slice)
+    formats = None if known.format is None else known.format.split(",")
+    measured = None if known.metrics is None else _Measured.of(known, model, decode)
+    if measured is not None:
+        formats = [*(formats or []), "features"]
     line, progress = Line(), None
     try:
         for progress in write_samples(
@@ -42,9 +51,10 @@ def sample(known: argparse.Namespace, rest: list[str]) -> int:
             seed=known.seed,
             batch=min(known.batch, max(count, 1)),
             per_shard=known.per_shard,
-            formats=None if known.format is None else known.format.split(","),
+            formats=formats,
             decode=decode,
             quantise=known.quantise,
+            extractors=() if measured is None else measured.extractors,
             **look_of(known),
         ):
             waiting = f", waiting for {progress.waiting} shards of other processes" if progress.waiting else ""
@@ -56,8 +66,52 @@ def sample(known: argparse.Namespace, rest: list[str]) -> int:
         return 130
     if progress is not None and progress.kept == progress.total:
         line.say("all of them were there already, and sound")
+    if measured is not None and place().rank == 0:
+        measured.tell(known.out, line)
     line.say(str(known.out))
     return 0
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What is measured of samples as they are made."""
+
+    reference: Source | None
+    measuring: Measuring
+    metrics: list[str]
+
+    @classmethod
+    def of(cls, known: argparse.Namespace, model: Denoiser, decode: Decoder | None) -> _Measured:
+        """As the options say, checked before anything is sampled."""
+        from ..evaluate.evaluation import check
+        from ..evaluate.reference import Source, open_reference
+        from .evaluating import measuring_of
+
+        measuring, metrics = measuring_of(known)
+        reference = None
+        if known.reference is not None:
+            reference = open_reference(known.reference, size=known.reference_size, grey=known.grey)
+        side = model.spec.size if decode is None else decode.size(model.spec.size)
+        check({"samples": [Source("the samples", None, to_come=(side, side))]}, reference, metrics, measuring)
+        return cls(reference, measuring, metrics)
+
+    @property
+    def extractors(self) -> list[Extractor]:
+        from ..evaluate.evaluation import extractors_of
+        from ..evaluate.metrics import chosen
+
+        return extractors_of(chosen(self.metrics), self.measuring)
+
+    def tell(self, out: Path, line: Line) -> None:
+        """Print what came out, and write it beside the features."""
+        from ..evaluate.evaluation import evaluate
+        from ..evaluate.reference import open_source
+        from .evaluating import shown, told
+
+        report = evaluate(
+            {out.name: [open_source(str(out))]}, self.reference, self.metrics, self.measuring, shown(line)
+        )
+        told(report, out / "report.json", line)
 
 
 def look_of(known: argparse.Namespace) -> Look:

@@ -229,7 +229,8 @@ def candidates_of(
     cost: Mapping[str, float],
     guidances: Sequence[float],
 ) -> list[Candidate]:
-    """For each guidance the large member alone, the plans, then the large member alone in the time of each of them.
+    """For each guidance the large member alone, the plans, then the large member alone in the time of each of them (in
+    half the steps if none is faster).
 
     plans: each with its fraction, if it is a plain small-first plan. cost: seconds per call of each member.
     """
@@ -242,9 +243,9 @@ def candidates_of(
         mine = mine or [Candidate(str(full) + suffix, 0.0, full, guidance)]
         mine += [c for c in stitched if c.plan != mine[0].plan]
         alone: list[Candidate] = []
-        for candidate in mine[1:]:
-            steps = max(2, round(ideal_seconds(candidate.plan, cost) / cost[large]))
-            if steps < full.steps and all(steps != other.plan.steps for other in alone):
+        times = [round(ideal_seconds(c.plan, cost) / cost[large]) for c in mine[1:]]
+        for steps in [max(2, n) for n in times if n < full.steps] or [full.steps // 2]:
+            if 0 < steps < full.steps and all(steps != other.plan.steps for other in alone):
                 plan = Plan.steps_each({large: steps})
                 alone.append(Candidate(f"{large} alone, {steps} steps{suffix}", None, plan, guidance))
         found += mine + alone

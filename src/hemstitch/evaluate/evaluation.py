@@ -77,7 +77,7 @@ class Report:
             if i:
                 for name, compared in self.against_first(row).items():
                     figures[name]["against_first"] = compared._asdict()
-            sources = [{"name": s.name, "seed": s.seed, **(s.told or {})} for s in row.sources]
+            sources = [{"name": s.name, "shares": s.seed, **(s.told or {})} for s in row.sources]
             told = {"name": row.name, "images": row.counts, "content": row.contents, "sources": sources}
             rows.append({**told, "figures": figures})
         extractors = {name: str(maker) for name, maker in self.extractors.items()}
@@ -138,14 +138,14 @@ def evaluate(
     on. Raises HemstitchError.
     """
     asked = chosen(list(metrics))
-    _check(sets, reference, asked, measuring)
+    check(sets, reference, metrics, measuring)
     scores: dict[str, list[dict[str, Score]]] = {name: [{} for _ in sources] for name, sources in sets.items()}
     contents: dict[str, list[str]] = {name: ["" for _ in sources] for name, sources in sets.items()}
     counts: dict[str, list[int]] = {name: [0 for _ in sources] for name, sources in sets.items()}
     made: dict[str, Maker] = {}
     told: dict[str, Any] | None = None
     with tempfile.TemporaryDirectory(prefix="hemstitch-features-") as aside:
-        for extractor in _extractors(asked, measuring):
+        for extractor in extractors_of(asked, measuring):
             of_this = {name: m for name, m in asked.items() if measuring.by(m) is extractor}
             needs = [m for m in of_this.values() if m.reference]
             against = None
@@ -179,14 +179,16 @@ def _named(what: str, show: Show) -> Callable[[int, int], None]:
     return lambda done, total: show(what, done, total, 0.0)
 
 
-def _extractors(asked: Mapping[str, Metric], measuring: Measuring) -> list[Extractor]:
+def extractors_of(asked: Mapping[str, Metric], measuring: Measuring) -> list[Extractor]:
+    """Those that the metrics ask for, each once."""
     return list(dict.fromkeys(measuring.by(metric) for metric in asked.values()))
 
 
-def _check(
-    sets: Mapping[str, Sequence[Source]], reference: Source | None, asked: Mapping[str, Metric], measuring: Measuring
+def check(
+    sets: Mapping[str, Sequence[Source]], reference: Source | None, metrics: Sequence[str], measuring: Measuring
 ) -> None:
-    """Everything that can be known to be wrong before hours are spent."""
+    """Raise HemstitchError for everything that can be known to be wrong before hours are spent."""
+    asked = chosen(list(metrics))
     if not sets or not all(sets.values()):
         raise HemstitchError("there is nothing to evaluate: give a set of pictures")
     everything = [source for sources in sets.values() for source in sources] + ([reference] if reference else [])
@@ -210,14 +212,15 @@ def _check(
                     f"{name} needs the reference's pictures, and {reference.name} holds statistics alone: give a "
                     f"folder, a data set or a .npz with arr_0, or leave {name} out"
                 )
-    for extractor in _extractors(asked, measuring):
+    for extractor in extractors_of(asked, measuring):
         for source in everything:
             _check_features(source, extractor)
         if reference is not None:
             _check_statistics(everything, reference, extractor, asked, measuring)
-    unlabelled = [source.name for sources in sets.values() for source in sources if source.labels is None]
-    if "accuracy" in asked and any(s.features is None for ss in sets.values() for s in ss) and unlabelled:
-        raise HemstitchError(f"{', '.join(unlabelled)} has no labels: leave accuracy out")
+    if "accuracy" in asked:
+        unlabelled = [s.name for sources in sets.values() for s in sources if s.labels is None and not s.to_come]
+        if unlabelled:
+            raise HemstitchError(f"{', '.join(unlabelled)} has no labels: leave accuracy out")
 
 
 def _check_features(source: Source, extractor: Extractor) -> None:
@@ -234,35 +237,41 @@ def _check_features(source: Source, extractor: Extractor) -> None:
 
 
 def _check_statistics(
-    everything: Iterable[Source],
+    everything: Sequence[Source],
     reference: Source,
     extractor: Extractor,
     asked: Mapping[str, Metric],
     measuring: Measuring,
 ) -> None:
-    """That published statistics are as wide as this extractor's features, by two pictures of what is there."""
-    if not reference.statistics:
+    """That published statistics are as wide as this extractor's features."""
+    of_this = [m for m in asked.values() if measuring.by(m) is extractor and m.reference and not m.pictures]
+    needed = {output for metric in of_this for output in metric.outputs}
+    if not reference.statistics or not needed:
         return
-    needed = {
-        o for m in asked.values() if measuring.by(m) is extractor and m.reference and not m.pictures for o in m.outputs
-    }
-    absent = [output for output in needed if output not in reference.statistics and reference.images is None]
-    if absent:
+    absent = sorted(needed - set(reference.statistics))
+    if absent and reference.images is None:
         raise HemstitchError(
             f"{reference.name} has no statistics of {', '.join(absent)} features (mu_s and sigma_s are the spatial "
             "ones): leave out what needs them, or give pictures"
         )
-    pictures = next((source.images for source in everything if source.images is not None), None)
-    if pictures is None or not needed & set(reference.statistics):
-        return
-    probe = extractor(next(iter(pictures.batches(2))))
-    for output in sorted(needed & set(reference.statistics)):
-        width, found = len(reference.statistics[output].mean), probe[output].flatten(1).shape[1]
+    for output, found in sorted(_widths(everything, extractor).items()):
+        width = len(reference.statistics[output].mean) if output in needed & set(reference.statistics) else found
         if width != found:
             raise HemstitchError(
                 f"{reference.name} has statistics of {width} {output} features, and {extractor.name} gives {found}: "
                 "they are of another extractor"
             )
+
+
+def _widths(everything: Iterable[Source], extractor: Extractor) -> dict[str, int]:
+    """How many numbers an extractor gives per picture: of features that are there, or asked of it."""
+    for source in everything:
+        kept = (source.features or {}).get(extractor.name)
+        if kept is not None:
+            return {output: rows.shape[1] for output, rows in kept.rows.items()}
+    size = next(source.size for source in everything if source.size is not None)
+    probe = extractor(torch.zeros(2, 3, *size, dtype=torch.uint8))
+    return {output: features.flatten(1).shape[1] for output, features in probe.items()}
 
 
 def _features(source: Source, extractor: Extractor, measuring: Measuring, aside: Path, show: Show) -> FeatureSet:

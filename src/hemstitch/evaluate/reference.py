@@ -22,7 +22,7 @@ from ..files import read_json_file
 from ..marked import sha256
 from .features import INDEX, FeatureSet, Index, Maker, read_shards, stored
 from .frechet import Moments
-from .images import ArrayImages, Images, TarImages, open_images
+from .images import ArrayImages, FolderImages, Images, TarImages, open_images
 
 _STATISTICS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
@@ -33,7 +33,8 @@ class Source:
 
     images: None where only statistics or features are known. labels: (N,) int64 or None. seed: equal for sets whose
     pictures share seeds and labels. told: what the manifest of samples says of them. statistics: published ones, by
-    output. hash: of the file of statistics. features: that are there already, by extractor.
+    output. hash: of the file of statistics. features: that are there already, by extractor. to_come: (height, width) of
+    pictures that are yet to be made.
     """
 
     name: str
@@ -44,12 +45,15 @@ class Source:
     statistics: dict[str, Moments] | None = None
     hash: str = ""
     features: dict[str, FeatureSet] | None = None
+    to_come: tuple[int, int] | None = None
 
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width), None where it is unknown."""
         if self.images is not None:
             return self.images.size
+        if self.to_come is not None:
+            return self.to_come
         return next((f.index.size for f in (self.features or {}).values()), None)
 
 
@@ -107,7 +111,7 @@ def _kept(path: Path, settings: Settings, name: str, labels: Tensor | None) -> d
 
 def _pictures(path: Path, settings: Settings, size: int) -> Images:
     if "png" in settings.formats:
-        return open_images(path, size=size, grey=settings.channels == 1)
+        return FolderImages(path, size, grey=settings.channels == 1)
     if "npz" in settings.formats:
         return ArrayImages(path / "samples.npz", size, grey=True)
     if "webdataset" in settings.formats:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -22,10 +21,9 @@ from torch import Tensor
 
 from ...data.arrays import _checked
 from ...errors import HemstitchError
+from ...files import member_offset
 from .base import Images, check_common
 
-_LOCAL = struct.Struct("<4s22xHH")  # of a member's header in a zip: its mark, the lengths of its name and of the rest
-_MARK = b"PK\3\4"
 _LONGEST_HEADER = 1 << 16  # that of numbers has some hundred bytes
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
@@ -110,7 +108,8 @@ def _zipped(path: Path) -> tuple[_Where, np.ndarray | None]:
         info = file.getinfo("arr_0.npy")
         with file.open(info) as stream:
             header = _header(stream, path)
-        offset = _data_offset(path, info, len(header)) if info.compress_type == zipfile.ZIP_STORED else None
+        is_stored = info.compress_type == zipfile.ZIP_STORED
+        offset = member_offset(path, info) + len(header) if is_stored else None
         where = _Where(path, info.filename, offset, header, info.CRC)
         if "arr_1" not in names:
             return where, None
@@ -131,16 +130,6 @@ def _instead(names: set[str]) -> str:
         return "has no arr_0 but `images`: give it as arrays:PATH, or save it again with np.savez(path, images)"
     held = ", ".join(sorted(names)[:8]) or "nothing"
     return f"has no arr_0 (it holds {held}): save pictures with np.savez(path, images)"
-
-
-def _data_offset(path: Path, info: zipfile.ZipInfo, header: int) -> int:
-    """Where the numbers of an uncompressed member begin in the file, by the header just before it."""
-    with path.open("rb") as stream:
-        stream.seek(info.header_offset)
-        mark, name, extra = _LOCAL.unpack(stream.read(_LOCAL.size).ljust(_LOCAL.size, b"\0"))
-    if mark != _MARK:
-        raise zipfile.BadZipFile(f"there is no header of {info.filename} where the index says")
-    return info.header_offset + _LOCAL.size + name + extra + header
 
 
 def _plain(path: Path) -> _Where:
