@@ -71,3 +71,16 @@ def test_a_split_that_a_resample_misses_is_left_out():
 def test_bad_input_is_refused(x, changes, said):
     with pytest.raises(HemstitchError, match=said):
         inception_score(x, **changes)
+
+
+def test_parts_are_adms():
+    """Consecutive parts of so many, the last of what is left."""
+    logits = np.random.default_rng(5).normal(size=(23, 4))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    scores = []
+    for start in range(0, 23, 10):
+        part = p[start : start + 10]
+        scores.append(np.exp((part * (np.log(part) - np.log(part.mean(0)))).sum(1).mean()))
+    found = inception_score(logits, order="given", part=10)
+    assert found.score.value == pytest.approx(np.mean(scores), rel=1e-12)
+    assert "3 splits of 10" in found.score.note

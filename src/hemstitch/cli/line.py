@@ -19,6 +19,7 @@ class Line:
         self.live = sys.stderr.isatty()
         self.open = False
         self.spoke = 0.0
+        self.text = self.printed = ""
 
     def show(self, text: str, last: bool = False) -> None:
         if self.quiet:
@@ -28,15 +29,27 @@ class Line:
             sys.stderr.flush()
             self.open = not last
         elif last or time.monotonic() - self.spoke > 5:
+            self._print(text)
+        self.text = text
+
+    def close(self) -> None:
+        """The last that was shown stays, whether or not its turn had come."""
+        if self.open:
+            sys.stderr.write("\n")
+            self.open = False
+        elif not self.live and not self.quiet:
+            self._print(self.text)
+
+    def _print(self, text: str) -> None:
+        if text != self.printed:
             print(text, file=sys.stderr, flush=True)
-            self.spoke = time.monotonic()
+        self.spoke, self.printed = time.monotonic(), text
 
     def say(self, text: str) -> None:
         if self.quiet:
             return
         if self.open:
-            sys.stderr.write("\n")
-            self.open = False
+            self.close()
         print(text, flush=True)
 
 

@@ -58,12 +58,12 @@ def sample(known: argparse.Namespace, rest: list[str]) -> int:
             **look_of(known),
         ):
             waiting = f", waiting for {progress.waiting} shards of other processes" if progress.waiting else ""
-            done = progress.done == progress.total and not progress.waiting
             pace = f"{progress.rate:.1f}/s, {clock(progress.left)} left{waiting}"
-            line.show(f"{progress.done}/{progress.total} samples, {pace}", done)
+            line.show(f"{progress.done}/{progress.total} samples, {pace}")
     except KeyboardInterrupt:
         line.say("stopped; finished shards are kept, and the same command goes on from there")
         return 130
+    line.close()
     if progress is not None and progress.kept == progress.total:
         line.say("all of them were there already, and sound")
     if measured is not None and place().rank == 0:

@@ -26,30 +26,34 @@ class InceptionScore(NamedTuple):
 
 
 def inception_score(
-    logits_NK: Rows, splits: int = 10, order: Order = "shuffled", resamples: int = 100
+    logits_NK: Rows, splits: int = 10, order: Order = "shuffled", resamples: int = 100, part: int | None = None
 ) -> InceptionScore:
     """exp E_x KL(p(y|x) ‖ p(y)), the mean over `splits` equal parts of the samples, float64.
 
     order: "shuffled" permutes the samples first, by NumPy's RandomState(2020), as torch-fidelity 0.4 does by default;
-    "given" takes consecutive samples, as the evaluator of ADM (Dhariwal and Nichol 2021) does, whose parts of 5,000 are
-    these when N is 5,000 times `splits`. The error is by bootstrap over the samples, each staying in its split.
-    Raises `HemstitchError` for fewer samples than splits, an unknown order, NaN or infinity.
+    "given" takes consecutive samples. part: how many in each, instead of splits: with "given" and 5,000 it is the score
+    of ADM's evaluator (Dhariwal and Nichol 2021), the last part being what is left. The error is by bootstrap over the
+    samples, each staying in its part. Raises `HemstitchError` for fewer samples than splits, an unknown order, NaN or
+    infinity.
     """
     N, _ = shape_of(logits_NK, 1, "an Inception Score", "logits")
     if order not in ("shuffled", "given"):
         raise HemstitchError(f'the order of samples is "shuffled" or "given", not {order!r}')
-    if not 1 <= splits <= N:
+    if (part is not None and part < 1) or (part is None and not 1 <= splits <= N):
         raise HemstitchError(
             f"{splits} splits of an Inception Score need at least {max(splits, 1)} samples, not {N}: give 1..{N}"
         )
+    if part is not None:
+        splits = -(-N // part)
+    edges = [i * N // splits for i in range(splits + 1)] if part is None else [*range(0, N, part), N]
     index = np.random.RandomState(SHUFFLE_SEED).permutation(N) if order == "shuffled" else np.arange(N)
     weights = np.stack([np.ones(N, np.int64), *(counts(N, r) for r in range(resamples))])
     values = np.empty((splits, len(weights)))
     for i in range(splits):
-        part = index[i * N // splits : (i + 1) * N // splits].astype(np.int64)
-        values[i] = _scores(gathered(logits_NK, part), weights[:, part])
+        rows = index[edges[i] : edges[i + 1]].astype(np.int64)
+        values[i] = _scores(gathered(logits_NK, rows), weights[:, rows])
     scores = np.nanmean(values, axis=0)  # a split of which a resample drew nothing says nothing about it
-    note = f"mean over {splits} splits, order {order}; bootstrap over the samples"
+    note = f"mean over {splits} splits of {edges[1]}, order {order}; bootstrap over the samples"
     return InceptionScore(Score(float(scores[0]), scores[1:], note=note, resampled=N), float(values[:, 0].std()))
 
 
