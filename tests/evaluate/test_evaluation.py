@@ -239,3 +239,28 @@ def test_digits_that_the_interval_leaves_standing():
 
     assert cell(Score(12.3456, np.array([12.0, 12.4, 12.8]))) == "12.35 ± 0.78"
     assert cell(Score(0.5, np.array([0.5, 0.5]))) == "0.5000 ± 0.0000"
+
+
+def test_kept_features_are_cut_to_the_count_and_their_makers_differ(tmp_path, extractor):
+    a, r = pictures(tmp_path / "a", seed=1), pictures(tmp_path / "r", seed=3)
+    cache = tmp_path / "cache"
+    part = measured({"a": [a]}, r, extractor, ["fid"], count=20, cache=cache)
+    measured({"a": [a]}, r, extractor, ["fid"], cache=cache)
+    whole = next(p.parent for p in cache.glob(f"*-40/{INDEX}") if "40" in p.parent.name)
+    kept = open_source(str(whole))
+    cut = evaluate({"a": [kept]}, open_reference(r), ["fid"], Measuring(extractor, {}, count=20))
+    assert cut.rows[0].counts == (20,)
+    assert part.rows[0].counts == (20,)
+    newer = wrapped(project, "projection", "2", "abc", ("pool", "spatial", "logits"))
+    assert measured({"a": [a]}, r, newer, ["fid"], cache=cache).extractors["fid"].version == "2"
+    nameless = wrapped(project, "projection", outputs=("pool", "spatial", "logits"))
+    with pytest.raises(HemstitchError, match="has no hash to tell its weights by"):
+        measured({"a": [a]}, r, nameless, ["fid"], cache=cache)
+
+
+def test_the_public_names_of_evaluation_resolve():
+    import hemstitch.evaluate as package
+
+    for name in package.__all__:
+        assert (getattr(package, name).__doc__ or "").strip(), name
+    assert not hasattr(package, "fidd")

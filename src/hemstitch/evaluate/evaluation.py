@@ -17,7 +17,7 @@ from scipy.stats import t as student
 from ..errors import HemstitchError
 from ..provenance import provenance
 from .extractors import Extractor
-from .features import FeatureSet, Maker, extracted, stored
+from .features import INDEX, FeatureSet, Maker, extracted, stored
 from .images import Images, content
 from .inception_score import Order
 from .metrics import Context, Metric, chosen
@@ -69,6 +69,12 @@ class Report:
             )
             for name, score in row.scores.items()
         }
+
+    def __str__(self) -> str:
+        """As a table for a terminal."""
+        from .table import table
+
+        return table(self)
 
     def to_json(self) -> str:
         rows = []
@@ -213,6 +219,8 @@ def check(
                     f"folder, a data set or a .npz with arr_0, or leave {name} out"
                 )
     for extractor in extractors_of(asked, measuring):
+        if measuring.cache is not None and not extractor.hash:
+            raise HemstitchError(f"features of {extractor.name} cannot be kept: it has no hash to tell its weights by")
         for source in everything:
             _check_features(source, extractor)
         if reference is not None:
@@ -278,7 +286,7 @@ def _features(source: Source, extractor: Extractor, measuring: Measuring, aside:
     """Those there already, of this extractor; else extracted, or from the cache."""
     kept = (source.features or {}).get(extractor.name)
     if kept is not None and kept.index.maker == Maker.of(extractor):
-        return kept
+        return kept.head(measuring.count)
     images = source.images
     assert images is not None  # checked
     total = len(images) if measuring.count is None else min(measuring.count, len(images))
@@ -286,8 +294,9 @@ def _features(source: Source, extractor: Extractor, measuring: Measuring, aside:
         folder = Path(tempfile.mkdtemp(dir=aside))
     else:
         folder = measuring.cache / f"{_hashed(images, show)[:16]}-{extractor.hash}-{total}"
-        if (folder / "features.json").exists():
-            return stored(folder, source.name, source.labels, source.seed)
+        found_before = _cached(folder, source, extractor)
+        if found_before is not None:
+            return found_before
     for progress, found in extracted(
         images,
         extractor,
@@ -302,6 +311,14 @@ def _features(source: Source, extractor: Extractor, measuring: Measuring, aside:
         kept = found
     assert kept is not None
     return kept
+
+
+def _cached(folder: Path, source: Source, extractor: Extractor) -> FeatureSet | None:
+    """What an earlier evaluation kept, if this very extractor made it."""
+    if not (folder / INDEX).exists():
+        return None
+    kept = stored(folder, source.name, source.labels, source.seed)
+    return kept if kept.index.maker == Maker.of(extractor) else None
 
 
 def _hashed(images: Images, show: Show) -> str:

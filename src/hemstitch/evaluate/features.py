@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -82,6 +82,11 @@ class MappedRows:
             out[chosen] = self._parts[k][rows[chosen] - self._starts[k]]
         return out
 
+    def head(self, count: int) -> MappedRows:
+        """The first so many."""
+        pairs = zip(self._parts, self._starts, strict=False)
+        return MappedRows([part[: count - start] for part, start in pairs if start < count])
+
     def _slice(self, start: int, stop: int) -> NDArray[np.float32]:
         if start >= stop:
             return np.empty((0, self.shape[1]), np.float32)
@@ -115,6 +120,14 @@ class FeatureSet:
     @cached_property
     def _moments(self) -> dict[str, Moments]:
         return {}
+
+    def head(self, count: int | None) -> FeatureSet:
+        """Those of the first so many pictures; of all for None."""
+        if count is None or count >= len(self):
+            return self
+        index = replace(self.index, count=count, content=f"{self.index.content}, the first {count}")
+        rows = {output: rows.head(count) for output, rows in self.rows.items()}
+        return FeatureSet(self.name, index, rows, None if self.labels is None else self.labels[:count], self.seed)
 
     def moments(self, output: str) -> Moments:
         """Of one output's rows, computed once."""

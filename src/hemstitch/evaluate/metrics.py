@@ -142,7 +142,7 @@ METRICS: dict[str, Metric] = {
         {"is": "higher"},
         ("logits",),
         _inception_score,
-        "Inception Score, 10 shuffled splits as torch-fidelity, or consecutive parts of 5,000 as ADM; logits without bias",
+        "Inception Score, 10 shuffled splits as torch-fidelity or parts of 5,000 as ADM; logits without bias",
         False,
         False,
     ),
