@@ -236,17 +236,16 @@ def candidates_of(
     """
     found = []
     for guidance in guidances:
-        suffix = f", guidance {guidance:g}" if len(guidances) > 1 else ""
         full = Plan.steps_each({large: plans[0][1].steps})
-        stitched = [Candidate(str(plan) + suffix, fraction, plan, guidance) for fraction, plan in plans]
+        stitched = [Candidate(str(plan), fraction, plan, guidance) for fraction, plan in plans]
         mine = [c for c in stitched if set(c.plan.assignment) == {large} and c.plan.steps == full.steps][:1]
-        mine = mine or [Candidate(str(full) + suffix, 0.0, full, guidance)]
+        mine = mine or [Candidate(str(full), 0.0, full, guidance)]
         mine += [c for c in stitched if c.plan != mine[0].plan]
         alone: list[Candidate] = []
         times = [round(ideal_seconds(c.plan, cost) / cost[large]) for c in mine[1:]]
         for steps in [max(2, n) for n in times if n < full.steps] or [full.steps // 2]:
             if 0 < steps < full.steps and all(steps != other.plan.steps for other in alone):
                 plan = Plan.steps_each({large: steps})
-                alone.append(Candidate(f"{large} alone, {steps} steps{suffix}", None, plan, guidance))
+                alone.append(Candidate(f"{large} alone, {steps} steps", None, plan, guidance))
         found += mine + alone
     return found

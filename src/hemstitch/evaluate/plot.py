@@ -10,14 +10,12 @@ from ..errors import MissingExtraError
 from .curve import Point
 
 _BLUE, _BROWN = "#1f4e8c", "#b3541e"
-# for several guidances: told apart by colour and, in grey, by lightness
-_SHADES = ["#0b2a55", "#2f74c0", "#8fb8e8", "#5a2d82"]
 
 
 def curve_png(points: Sequence[Point], title: str, large: str = "large model") -> bytes:
     """Distance against milliseconds per image: stitched plans, and the large model alone at fewer steps, as PNG.
 
-    Bars are 1.96 standard errors. Several guidances are several pairs of lines.
+    Bars are 1.96 standard errors. Several guidances are several panels.
     """
     try:
         import matplotlib
@@ -26,41 +24,50 @@ def curve_png(points: Sequence[Point], title: str, large: str = "large model") -
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.8), dpi=150, layout="constrained")
     guidances = sorted({p.guidance for p in points})
-    for i, guidance in enumerate(guidances):
+    n = len(guidances)
+    size = (8 if n == 1 else 4.4 * n, 4.8)
+    figure, panels = plt.subplots(1, n, figsize=size, dpi=150, layout="constrained", sharey=True, squeeze=False)
+    for axes, guidance in zip(panels[0], guidances, strict=True):
         of_this = [p for p in points if p.guidance == guidance]
-        several = len(guidances) > 1
-        shade = _SHADES[i % len(_SHADES)]
-        suffix = f", guidance {guidance:g}" if several else ""
-        _alone(axes, of_this, shade if several else _BROWN, f"{large} alone, fewer steps{suffix}")
-        _stitched(axes, of_this, shade if several else _BLUE, f"stitched: share of steps by the small model{suffix}")
-    _dress(axes, title)
+        _alone(axes, of_this, f"{large} alone, fewer steps")
+        _stitched(axes, of_this, "stitched: share of steps by the small model")
+        _dress(axes)
+        if n > 1:
+            axes.set_title(f"guidance {guidance:g}", fontsize=10, loc="left")
+    panels[0][0].set_ylabel("Fréchet distance (lower is better, log scale)")
+    if n == 1:
+        panels[0][0].set_title(title, fontsize=10, loc="left")
+        panels[0][0].legend(frameon=False, fontsize=9)
+    else:
+        figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     out = io.BytesIO()
     figure.savefig(out, format="png")
     plt.close(figure)
     return out.getvalue()
 
 
-def _alone(axes: Any, points: Sequence[Point], color: str, label: str) -> None:
+def _alone(axes: Any, points: Sequence[Point], label: str) -> None:
     full = [p for p in points if p.fraction == 0]
     mine = sorted([p for p in points if p.fraction is None and "alone" in p.plan] + full, key=lambda p: -p.steps)
-    _line(axes, mine, label, color=color, marker="s", linestyle="--", markersize=6, markerfacecolor="white")
+    _line(axes, mine, label, color=_BROWN, marker="s", linestyle="--", markersize=6, markerfacecolor="white")
     for p in mine:
         if p.fraction != 0:
-            _note(axes, p, f"{p.steps} steps", color, (0, -15), "center")
+            _note(axes, p, f"{p.steps} steps", _BROWN, (0, -15), "center")
 
 
-def _stitched(axes: Any, points: Sequence[Point], color: str, label: str) -> None:
+def _stitched(axes: Any, points: Sequence[Point], label: str) -> None:
     mine = sorted((p for p in points if p.fraction is not None), key=lambda p: p.fraction or 0)
-    _line(axes, mine, label, color=color, marker="o", linestyle="-", markersize=6)
+    _line(axes, mine, label, color=_BLUE, marker="o", linestyle="-", markersize=6)
     for p in mine:
-        _note(axes, p, f"{p.fraction:g}", color, (5, 6), "left")
+        _note(axes, p, f"{p.fraction:g}", _BLUE, (5, 6), "left")
     others = [p for p in points if p.fraction is None and "alone" not in p.plan]
     if others:
-        _line(axes, others, "other plans", color=color, marker="D", linestyle="none", markersize=6)
+        _line(axes, others, "other plans", color=_BLUE, marker="D", linestyle="none", markersize=6)
         for p in others:
-            _note(axes, p, p.plan, color, (5, 6), "left")
+            _note(axes, p, p.plan, _BLUE, (5, 6), "left")
 
 
 def _line(axes: Any, points: Sequence[Point], label: str, **style: Any) -> None:
@@ -85,7 +92,7 @@ def _note(axes: Any, p: Point, text: str, color: str, offset: tuple[int, int], a
     axes.annotate(text, where, xytext=offset, textcoords="offset points", ha=align, fontsize=8, color=color)
 
 
-def _dress(axes: Any, title: str) -> None:
+def _dress(axes: Any) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     axes.set_yscale("log")
@@ -95,8 +102,5 @@ def _dress(axes: Any, title: str) -> None:
     axes.margins(x=0.06, y=0.14)
     axes.set_xlim(left=0)
     axes.set_xlabel("time per image, milliseconds (measured)")
-    axes.set_ylabel("Fréchet distance (lower is better, log scale)")
-    axes.set_title(title, fontsize=10, loc="left")
     axes.grid(True, which="major", color="#dddddd", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)

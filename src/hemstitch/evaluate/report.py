@@ -131,12 +131,13 @@ def table(points: Sequence[Point]) -> str:
 
 
 TABLE_HEAD = (
-    f"{'plan':<26} {'steps':>5} {'distance':>9} {'±':>5} {'accuracy':>8} {'ms/image':>9} {'speed-up':>8} {'ideal':>6}"
+    f"{'plan':<26} {'steps':>5} {'guidance':>8} {'distance':>9} {'±':>5} {'accuracy':>8} {'ms/image':>9} "
+    f"{'speed-up':>8} {'ideal':>6}"
 )
 
 
 def table_row(p: Point) -> str:
     return (
-        f"{p.plan:<26} {p.steps:>5} {p.distance:>9.2f} {p.distance_error:>5.2f} {_percent(p.accuracy):>8} "
-        f"{p.ms_per_image:>9.3f} {p.speedup:>7.2f}× {p.speedup_ideal:>5.2f}×"
+        f"{p.plan:<26} {p.steps:>5} {p.guidance:>8g} {p.distance:>9.2f} {p.distance_error:>5.2f} "
+        f"{_percent(p.accuracy):>8} {p.ms_per_image:>9.3f} {p.speedup:>7.2f}× {p.speedup_ideal:>5.2f}×"
     )
