@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hemstitch import cli
+from hemstitch import HemstitchError, cli
+from hemstitch.bulk import write_samples
 from hemstitch.data import Digits
 from hemstitch.evaluate.classifier import train_classifier
+from hemstitch.evaluate.reference import open_source
 
 from .conftest import denoiser
 
@@ -148,3 +150,26 @@ def test_settings_of_a_run_may_not_change(made, tmp_path, capsys):
     )
     labels.write_text("one\ntwo")
     assert "does not hold labels" in failing(capsys, "sample", made / "small.safetensors", "--labels", labels)
+
+
+def test_samples_that_are_not_what_was_written_are_refused(tmp_path):
+    out = tmp_path / "out"
+    list(write_samples(denoiser(3), out, count=12, steps=2, batch=4, per_shard=4))
+    assert len(open_source(str(out)).images) == 12
+    (out / "labels.npy").write_bytes(b"no")
+    with pytest.raises(HemstitchError, match=r"labels\.npy"):
+        open_source(str(out))
+    np.save(out / "labels.npy", np.zeros(12, np.int64))
+    with pytest.raises(HemstitchError, match=r"labels\.npy is not what was written: run the same sampling command"):
+        open_source(str(out))
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(out / "000006.png")
+    with pytest.raises(HemstitchError, match="1 of 3 shards differ, the first with samples 4 on"):
+        open_source(str(out))
+    list(write_samples(denoiser(3), out, count=12, steps=2, batch=4, per_shard=4))
+    assert open_source(str(out)).labels.tolist() == [i % 10 for i in range(12)]
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(out / "one_more.png")
+    with pytest.raises(HemstitchError, match="has 13 pictures and its manifest says 12"):
+        open_source(str(out))
+    (out / "manifest.json").unlink()
+    with pytest.raises(HemstitchError, match="is not finished"):
+        open_source(str(out))

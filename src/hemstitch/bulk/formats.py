@@ -30,7 +30,7 @@ from ..files import member_offset, save_tensors, write_atomic
 from ..marked import sha256
 from .settings import Settings
 
-_WORKERS = min(8, os.cpu_count() or 1)
+WORKERS = min(8, os.cpu_count() or 1)
 _STAMP = (1980, 1, 1, 0, 0, 0)  # the first that a zip can say
 
 
@@ -113,7 +113,7 @@ class Pictures(Format):
             aside.replace(self.out / name)
             return name, File(len(data), hashlib.sha256(data).hexdigest())
 
-        with ThreadPoolExecutor(_WORKERS) as pool:
+        with ThreadPoolExecutor(WORKERS) as pool:
             return dict(pool.map(one, range(len(rows))))
 
 
@@ -198,7 +198,7 @@ class Tars(Format):
 
     def write(self, k: int, rows: range, kept: list[Any]) -> dict[str, File]:
         pixels_nHWC, labels = np.concatenate(kept), self.folder.labels_of(rows)
-        with ThreadPoolExecutor(_WORKERS) as pool:
+        with ThreadPoolExecutor(WORKERS) as pool:
             pictures = list(pool.map(encoded, pixels_nHWC))
         name = f"shard-{k:05d}.tar"
 

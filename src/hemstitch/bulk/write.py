@@ -26,40 +26,16 @@ from ..denoiser import Denoiser
 from ..errors import HemstitchError
 from ..evaluate import pictures
 from ..evaluate.extractors import Extractor
-from ..files import read_json_file, write_atomic, write_bytes, write_text
+from ..files import write_atomic, write_bytes, write_text
 from ..identity import identity
 from ..provenance import provenance
 from ..sampling import Look, generate, prepare
 from ..share import Pace, Progress, await_file, gather, place
-from .formats import _WORKERS, FORMATS, Batch, Features, File, Folder, Format, Latents
+from .formats import FORMATS, Batch, Features, File, Folder, Format, Latents
+from .manifest import MANIFEST, SETTINGS, Note, files_of_the_whole, labels_hash, sound
 from .settings import VERSION, Quantise, Settings, chosen_labels, to_pixels
 
-MANIFEST = "manifest.json"
-_SETTINGS = Path("manifest", "settings.json")
 _SHOWN = 100  # samples in that picture at most
-
-
-@dataclass(frozen=True)
-class Note:
-    """What is said of a shard once its files are there. content: the sha256 of its pixels (n, H, W, C), or latents."""
-
-    settings: str
-    content: str
-    files: dict[str, File]
-    provenance: dict[str, str]
-
-    @staticmethod
-    def path(out: Path, k: int) -> Path:
-        return out / "manifest" / f"{k:05d}.json"
-
-    @classmethod
-    def read(cls, path: Path) -> Note:
-        data = read_json_file(path)
-        try:
-            files = {str(name): File(int(size), str(digest)) for name, (size, digest) in data["files"].items()}
-            return cls(str(data["settings"]), str(data["content"]), files, dict(data["provenance"]))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise HemstitchError(f"{path} does not say what a shard holds: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -141,7 +117,7 @@ def write_samples(
     kept_as = [_format(name, folder, extractors) for name in settings.formats]
     _begin(out, settings, here.rank, here.world, patience)
     share = here.share(settings.shards)
-    look_for = partial(_sound, out, settings, kept_as)
+    look_for = partial(sound, out, settings, kept_as)
     notes = look_for(share)
     missing = [k for k in share if k not in notes]
     if missing:
@@ -209,7 +185,7 @@ def _source(
         eta=float(look.get("eta", 0.0)),
         seed=seed,
         count=count,
-        labels="" if chosen is None else hashlib.sha256(chosen.numpy().tobytes()).hexdigest()[:12],
+        labels=labels_hash(chosen),
         batch=batch,
         per_shard=per_shard,
         channels=spec.channels if decode is None else 3,
@@ -242,7 +218,7 @@ def _format(name: str, folder: Folder, extractors: Sequence[Extractor]) -> Forma
 
 def _begin(out: Path, settings: Settings, rank: int, world: int, patience: float) -> None:
     """Make the folder one of these settings, or find that it is another's. Leftovers of killed writes go."""
-    path = out / _SETTINGS
+    path = out / SETTINGS
     if out.exists() and not out.is_dir():
         raise HemstitchError(f"{out} is a file: give a folder to write samples to")
     if rank == 0 and not path.exists():
@@ -271,27 +247,6 @@ def _begin(out: Path, settings: Settings, rank: int, world: int, patience: float
 
 def _images(settings: Settings, shards: Collection[int]) -> int:
     return sum(len(settings.rows(k)) for k in shards)
-
-
-def _sound(out: Path, settings: Settings, kept_as: Sequence[Format], asked: Collection[int]) -> dict[int, Note]:
-    """Those of the shards asked for whose note is of these settings and whose files are what it says."""
-    digest = settings.digest
-
-    def check(k: int) -> Note | None:
-        try:
-            note = Note.read(Note.path(out, k))
-        except HemstitchError:
-            return None
-        is_ours = note.settings == digest
-        return note if is_ours and all(f.is_sound(k, _of(f, note), note.content) for f in kept_as) else None
-
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        return {k: note for k, note in zip(asked, pool.map(check, asked), strict=True) if note}
-
-
-def _of(kept: Format, note: Note) -> dict[str, File]:
-    """The files of a note that one format wrote."""
-    return {name: file for name, file in note.files.items() if kept.owns(name)}
 
 
 def _written(
@@ -366,7 +321,7 @@ def _sheet(shown: Tensor, labels: Tensor | None) -> bytes:
 def _finish(out: Path, folder: Folder, kept_as: Sequence[Format], notes: list[Note]) -> None:
     """The files of the whole, the labels, and the manifest."""
     files: dict[str, File] = {}
-    before = _finished(out)
+    before = files_of_the_whole(out)
     try:
         for kept_one in kept_as:
             files |= kept_one.finish(before)
@@ -385,14 +340,6 @@ def _finish(out: Path, folder: Folder, kept_as: Sequence[Format], notes: list[No
         write_text(out / MANIFEST, json.dumps(data, indent=1))
     except OSError as error:
         raise _unwritten(out / MANIFEST, error) from error
-
-
-def _finished(out: Path) -> dict[str, File]:
-    """The files of the whole that an earlier manifest lists."""
-    try:
-        return {name: File(*told) for name, told in read_json_file(out / MANIFEST)["files"].items()}
-    except (HemstitchError, AttributeError, KeyError, TypeError):
-        return {}
 
 
 def _lasting(told: dict[str, str]) -> dict[str, str]:

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ..bulk.manifest import finished
 from ..bulk.settings import Settings
 from ..errors import HemstitchError
-from ..files import read_json_file
 from ..marked import sha256
 from .features import INDEX, FeatureSet, Index, Maker, read_shards, stored
 from .frechet import Moments
@@ -71,17 +70,8 @@ def open_source(where: str, name: str | None = None, *, size: int = 0, grey: boo
 
 def _sampled(path: Path, name: str, size: int) -> Source:
     """A folder that `hemstitch sample` wrote: grey pictures are meant, and labels and seeds are known."""
-    if not (path / "manifest.json").exists():
-        raise HemstitchError(f"{path} is not finished: run the same sampling command again, which goes on from there")
-    data = read_json_file(path / "manifest.json")
-    try:
-        settings = Settings.read(path / "manifest" / "settings.json")
-    except HemstitchError as error:
-        raise HemstitchError(f"{path} does not say how it was sampled: {error}") from None
-    labels = None
-    if settings.labels:
-        labels = torch.from_numpy(np.load(path / "labels.npy", allow_pickle=False))
-    kept = _kept(path, settings, name, labels)
+    settings, content, labels = finished(path)
+    kept = _kept(path, settings, content, name, labels)
     images = None if kept and settings.formats == ("features",) else _pictures(path, settings, size)
     if images is not None and len(images) != settings.count:
         raise HemstitchError(
@@ -89,22 +79,21 @@ def _sampled(path: Path, name: str, size: int) -> Source:
             "mends it"
         )
     told = {key: getattr(settings, key) for key in ("model", "sampler", "steps", "guidance", "seed", "count", "labels")}
-    return Source(name, images, labels, _seed(settings), {**told, "content": data.get("content")}, features=kept)
+    return Source(name, images, labels, _seed(settings), {**told, "content": content}, features=kept)
 
 
 def _seed(settings: Settings) -> str:
     return f"seed {settings.seed}, {settings.count} samples, labels {settings.labels or 'none'}"
 
 
-def _kept(path: Path, settings: Settings, name: str, labels: Tensor | None) -> dict[str, FeatureSet]:
+def _kept(path: Path, settings: Settings, content: str, name: str, labels: Tensor | None) -> dict[str, FeatureSet]:
     """Features that were kept while sampling, by extractor."""
     found = {}
     for told in settings.extractors:
         maker = Maker(*told)
-        paths = sorted((path / "features" / maker.name).glob("[0-9]*.safetensors"))
+        paths = [path / "features" / maker.name / f"{k:05d}.safetensors" for k in range(settings.shards)]
         # the hash of their pictures is the manifest's, of the same pixels in another order of bytes
-        content = f"samples {read_json_file(path / 'manifest.json')['content']}"
-        index = Index(maker, content, settings.count, (settings.size, settings.size))
+        index = Index(maker, f"samples {content}", settings.count, (settings.size, settings.size))
         found[maker.name] = read_shards(paths, index, name, labels, _seed(settings))
     return found
 
