@@ -18,8 +18,8 @@ done
 hemstitch evaluate large stitched-0.4 stitched-0.8 small "${measure[@]}" --metrics $metrics --out evaluate-digits.json |
     tee evaluate-digits.txt
 
-many=(torchrun --nproc_per_node 2 -m -- hemstitch sample small="$runs/small" large="$runs/large" --fraction 0.4
-    "${look[@]}" --num 50000 --format png,npz --out digits50k)
+many=(torchrun --nproc_per_node 2 -m hemstitch sample small="$runs/small" large="$runs/large" --fraction 0.4
+    "${look[@]}" --samples 50000 --format png,npz --out digits50k)
 export OMP_NUM_THREADS=1
 for seconds in 75 140; do
     setsid "${many[@]}" > "killed-$seconds.log" 2>&1 &
@@ -27,7 +27,8 @@ for seconds in 75 140; do
     sleep $seconds
     kill -9 -- -$group
     wait $group || true
-    pkill -9 -f "hemstitch sample .* --out digits50k" || true  # what torchrun put into sessions of their own
+    sleep 3  # what torchrun put into sessions of their own ends when it finds its parent gone; or else:
+    pkill -9 -f "hemstitch sample .*$runs.* --out digits50k" || true
     echo "killed after $seconds s: $(find digits50k/manifest -name '0*.json' | wc -l) of 50 shards are there"
 done
 "${many[@]}"

@@ -8,6 +8,8 @@ Shape suffixes: B batch, C channels, S size.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from abc import ABC, abstractmethod
@@ -203,6 +205,17 @@ class Decoder:
     @property
     def fingerprint(self) -> str:
         return self.autoencoder.fingerprint
+
+    @property
+    def told(self) -> str:
+        """What decides the pixels: the autoencoder's weights and configuration, the normalisation and the slice."""
+        config = getattr(getattr(self.autoencoder, "net", None), "config", {})
+        decides = json.dumps(
+            [{k: v for k, v in dict(config).items() if not k.startswith("_")}, self.mean, self.std],
+            sort_keys=True,
+            default=str,
+        )
+        return f"{self.fingerprint} {hashlib.sha256(decides.encode()).hexdigest()[:8]} slice {self.slice}"
 
     def size(self, latents: int) -> int:
         """The side of the images of latents of this side."""

@@ -45,10 +45,10 @@ from .data.latents import (
     stored,
 )
 from .errors import HemstitchError
-from .files import read_json_file, save_tensors, write_atomic, write_text
+from .files import discard, read_json_file, save_tensors, write_atomic, write_text
 from .marked import sha256
 from .recipe import from_dict
-from .share import Pace, Place, Progress, await_file, device_of, gather, place
+from .share import Pace, Place, Progress, await_file, device_of, gather, place, present
 
 ENCODING = "encoding.json"
 
@@ -109,8 +109,8 @@ def encode(
 
     Called again with the same settings, it keeps the shards that are complete, whose hashes it checks, and writes the
     rest; under other settings it raises. RANK and WORLD_SIZE, as torchrun and accelerate launch set them, make process
-    r write the shards r, r + W, …; process 0 then waits for the others and writes the index. It gives up when no new
-    shard has appeared for `patience` seconds, or three times as long as its own slowest took.
+    r write the shards r, r + W, …; process 0 then waits for the others and writes the index. It gives up when for
+    `patience` seconds no new shard has appeared and no other process has shown that it lives.
 
     Raises HemstitchError for settings that do not fit, and when the disk is full: complete shards stay. Arguments are
     checked when the first value is asked for.
@@ -122,6 +122,14 @@ def encode(
     net = open_autoencoder(autoencoder, device_of(device))
     encoding = _encoding(data, net, per_shard, dtype, normalise, seed)
     _begin(out, encoding, here, patience)
+    with present(out, here):
+        yield from _shards(data, out, net, encoding, here, batch, patience)
+
+
+def _shards(
+    data: Dataset, out: Path, net: Autoencoder, encoding: Encoding, here: Place, batch: int, patience: float
+) -> Iterator[Progress]:
+    """Write those of this process that are missing; process 0 then waits for the others'."""
     share = here.share(encoding.shards)
     complete = _complete(out, share, encoding)
     missing = [k for k in share if k not in complete]
@@ -135,11 +143,11 @@ def encode(
         saved = None
         if rows.stop == len(writer.index):
             complete[k], saved = writer.save(out, data.labels, content)
-        pace.add(len(images), saved is not None)
+        pace.add(len(images))
         yield pace.read(saved)
     if here.rank == 0:
         look = partial(_complete, out, encoding=encoding)
-        for waiting in gather(encoding.shards, complete, look, max(patience, 3 * pace.slowest), out, shard_name):
+        for waiting in gather(encoding.shards, complete, look, patience, out, shard_name, out, here):
             yield pace.read(waiting=waiting)
         _finish(out, data, net, encoding, [complete[k] for k in range(encoding.shards)])
     if not missing:
@@ -225,7 +233,7 @@ def _begin(out: Path, encoding: Encoding, here: Place, patience: float) -> None:
     for leftover in out.glob(".*.tmp"):
         of_shard = re.match(r"\.latents-(\d+)\.", leftover.name)
         if (int(of_shard[1]) % here.world if of_shard else 0) == here.rank:
-            leftover.unlink(missing_ok=True)
+            discard(leftover)
 
 
 class _Batch(NamedTuple):

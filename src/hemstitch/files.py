@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -49,11 +50,25 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     """A safetensors file with the permissions that any new file here would have (the library's own are private)."""
     path.touch()
     mode = path.stat().st_mode
+    # the library writes aside under a name of its own, which only a folder of ours tells apart when it is left over
+    folder = path.with_name(f".{path.name.strip('.').removesuffix('.tmp')}.d.tmp")
+    folder.mkdir(exist_ok=True)
     try:
-        save_file(dict(tensors), path, metadata)
+        save_file(dict(tensors), folder / path.name, metadata)
+        os.replace(folder / path.name, path)
     except SafetensorError as error:  # what the library makes of a full disk
         raise OSError(f"{path}: {error}") from error
+    finally:
+        discard(folder)
     path.chmod(mode)
+
+
+def discard(leftover: Path) -> None:
+    """Remove what a write left behind, a file or a folder, if it is still there."""
+    if leftover.is_dir():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.unlink(missing_ok=True)
 
 
 def mapped_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -6,11 +6,14 @@ writes the parts that are its own, and process 0 waits until it finds all of the
 
 from __future__ import annotations
 
+import fcntl
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import torch
 
@@ -19,6 +22,7 @@ from .errors import HemstitchError
 T = TypeVar("T")
 
 POLL = 0.2  # seconds
+BEAT = 2.0  # seconds between two signs of life
 
 
 class Progress(NamedTuple):
@@ -79,22 +83,17 @@ def device_of(device: torch.device | str | None) -> torch.device:
 class Pace:
     """How fast a process works through its share.
 
-    total: images of the share. kept: those that an earlier call left complete. slowest: seconds that a part took at
-    most.
+    total: images of the share. kept: those that an earlier call left complete.
     """
 
     def __init__(self, total: int, kept: int) -> None:
         self.total = total
         self.kept = self.done = kept
-        self.began = self.since = time.monotonic()
-        self.slowest = 0.0
+        self.began = time.monotonic()
 
-    def add(self, images: int, completed: bool = False) -> None:
-        """So many images more, and whether they completed a part."""
+    def add(self, images: int) -> None:
+        """So many images more."""
         self.done += images
-        if completed:
-            now = time.monotonic()
-            self.slowest, self.since = max(self.slowest, now - self.since), now
 
     @property
     def rate(self) -> float:
@@ -108,6 +107,71 @@ class Pace:
 
     def read(self, saved: Path | None = None, waiting: int = 0) -> Progress:
         return Progress(self.done, self.total, self.kept, self.rate, self.left, saved, waiting)
+
+
+@contextmanager
+def present(folder: Path, here: Place) -> Iterator[None]:
+    """While it lasts, this process is the only one of its rank in the folder, and shows the others that it lives.
+
+    The kernel ends both when the process ends, however that comes. Raises HemstitchError if another is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".rank-{here.rank}"
+    handle = path.open("w")
+    try:
+        _lock(handle, folder, here)
+        done = threading.Event()
+        thread = threading.Thread(target=_beat, args=(path, done), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+    finally:
+        handle.close()
+        _sweep(folder)
+
+
+def _lock(handle: IO[str], folder: Path, here: Place) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise HemstitchError(
+            f"another process is at work in {folder} as rank {here.rank}: stop it, or let it finish"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+
+
+def _beat(path: Path, done: threading.Event) -> None:
+    while not done.wait(BEAT):
+        try:
+            os.utime(path)
+        except OSError:
+            return
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the signs of processes that are gone: those whose lock is free."""
+    for path in folder.glob(".rank-*"):
+        try:
+            with path.open("r+") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        except OSError:
+            continue
+
+
+def _signs(folder: Path) -> list[tuple[str, int]]:
+    """When each process last showed that it lives."""
+    found = []
+    for path in folder.glob(".rank-*"):
+        try:
+            found.append((path.name, path.stat().st_mtime_ns))
+        except OSError:
+            continue
+    return sorted(found)
 
 
 def await_file(path: Path, patience: float) -> None:
@@ -126,17 +190,22 @@ def gather(
     patience: float,
     out: Path,
     name: Callable[[int], str],
+    signs: Path,
+    here: Place,
 ) -> Iterator[int]:
     """Add other processes' parts to the complete ones as `look` finds them, yielding how many are still missing.
 
-    Raises HemstitchError, naming those missing, when nothing new has appeared for `patience` seconds.
+    signs: the folder in which processes are `present`. Raises HemstitchError, naming those missing, when for `patience`
+    seconds nothing new has appeared and no other process has shown that it lives.
     """
-    since = time.monotonic()
+    since, seen = time.monotonic(), _signs(signs)
     while missing := [k for k in range(parts) if k not in complete]:
         new = look(missing)
-        if new:
+        others = [sign for sign in _signs(signs) if sign[0] != f".rank-{here.rank}"]
+        if new or others != seen:
             complete |= new
-            since = time.monotonic()
+            since, seen = time.monotonic(), others
+        if new:
             continue
         if time.monotonic() - since > patience:
             names = [name(k) for k in missing]

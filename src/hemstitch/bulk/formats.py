@@ -69,9 +69,6 @@ class Folder:
 class Format(ABC):
     """One way of keeping samples."""
 
-    prefix = ""  # and suffix: what the names of its files have in common, and no other format's
-    suffix = ""
-
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.out, self.settings = folder.out, folder.settings
@@ -82,16 +79,17 @@ class Format(ABC):
             raise HemstitchError("these samples are latents, not pictures: decode them (--vae FOLDER), or keep latents")
         return batch.pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
-    def owns(self, name: str) -> bool:
-        return name.startswith(self.prefix) and name.endswith(self.suffix)
+    @abstractmethod
+    def names(self, k: int) -> list[str]:
+        """The files of shard k, by their path under the folder."""
 
     @abstractmethod
     def write(self, k: int, rows: range, kept: list[Any]) -> dict[str, File]:
-        """Write shard k. Returns its files, by their path under the folder."""
+        """Write shard k. Returns its files, those of `names`."""
 
     def is_sound(self, k: int, files: Mapping[str, File], content: str) -> bool:
         """Whether what was written is still there. content: the hash of the shard's images, see `content_of`."""
-        return all(file.is_sound(self.out / name) for name, file in files.items())
+        return all(name in files and files[name].is_sound(self.out / name) for name in self.names(k))
 
     def finish(self, before: Mapping[str, File]) -> dict[str, File]:
         """Once every shard is sound: files of the whole. before: what they were when they were last finished."""
@@ -101,14 +99,15 @@ class Format(ABC):
 class Pictures(Format):
     """000000.png …, one a sample. Not synced one by one: what a power cut takes is found damaged and made again."""
 
-    suffix = ".png"
+    def names(self, k: int) -> list[str]:
+        return [f"{i:06d}.png" for i in self.settings.rows(k)]
 
     def write(self, k: int, rows: range, kept: list[Any]) -> dict[str, File]:
         pixels_nHWC = np.concatenate(kept)
 
         def one(i: int) -> tuple[str, File]:
             name, data = f"{rows[i]:06d}.png", encoded(pixels_nHWC[i])
-            aside = self.out / f".{k:05d}.{name}.tmp"
+            aside = self.out / f".{k:05d}.{name}.{os.getpid()}.tmp"
             aside.write_bytes(data)
             aside.replace(self.out / name)
             return name, File(len(data), hashlib.sha256(data).hexdigest())
@@ -123,14 +122,15 @@ class Array(Format):
     Shards are parts until all are there.
     """
 
-    prefix = "parts/"
+    def names(self, k: int) -> list[str]:
+        return [f"parts/{k:05d}.npy"]
 
     @property
     def path(self) -> Path:
         return self.out / "samples.npz"
 
     def part(self, k: int) -> Path:
-        return self.out / "parts" / f"{k:05d}.npy"
+        return self.out / self.names(k)[0]
 
     def taken(self, batch: Batch) -> Any:
         pixels = super().taken(batch)
@@ -194,13 +194,14 @@ class Array(Format):
 class Tars(Format):
     """shard-00000.tar …, as webdataset reads them: 000000.png, and 000000.cls where there are labels."""
 
-    prefix = "shard-"
+    def names(self, k: int) -> list[str]:
+        return [f"shard-{k:05d}.tar"]
 
     def write(self, k: int, rows: range, kept: list[Any]) -> dict[str, File]:
         pixels_nHWC, labels = np.concatenate(kept), self.folder.labels_of(rows)
         with ThreadPoolExecutor(WORKERS) as pool:
             pictures = list(pool.map(encoded, pixels_nHWC))
-        name = f"shard-{k:05d}.tar"
+        name = self.names(k)[0]
 
         def save(aside: Path) -> None:
             with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as archive:
@@ -216,7 +217,8 @@ class Tars(Format):
 class Latents(Format):
     """latents-00000.safetensors …: `x0` (n, C, S, S) float32 as the model has them, and `labels` (n,)."""
 
-    prefix = "latents-"
+    def names(self, k: int) -> list[str]:
+        return [f"latents-{k:05d}.safetensors"]
 
     def taken(self, batch: Batch) -> Any:
         return batch.samples.float().cpu()
@@ -225,7 +227,7 @@ class Latents(Format):
         tensors = {"x0": torch.cat(kept).contiguous()}
         if self.folder.labels is not None:
             tensors["labels"] = self.folder.labels[rows.start : rows.stop].clone()
-        return save_shard(self.out, f"latents-{k:05d}.safetensors", tensors)
+        return save_shard(self.out, self.names(k)[0], tensors)
 
 
 class Extracts(Protocol):
@@ -239,8 +241,10 @@ class Extracts(Protocol):
 class Features(Format):
     """features/NAME/00000.safetensors …: what extractors make of the pictures, which need not be kept."""
 
-    prefix = "features/"
     extractors: Sequence[Extracts] = ()
+
+    def names(self, k: int) -> list[str]:
+        return [f"features/{name}/{k:05d}.safetensors" for name, _, _ in self.settings.extractors]
 
     def taken(self, batch: Batch) -> Any:
         super().taken(batch)

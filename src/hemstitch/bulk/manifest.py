@@ -9,9 +9,9 @@ import hashlib
 import json
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -26,12 +26,20 @@ SETTINGS = Path("manifest", "settings.json")
 
 @dataclass(frozen=True)
 class Note:
-    """What is said of a shard once its files are there. content: the sha256 of its pixels (n, H, W, C), or latents."""
+    """What is said of a shard once its files are there.
+
+    settings: their digest. content: the sha256 of its pixels (n, H, W, C), or latents. files: of all formats.
+    """
 
     settings: str
     content: str
     files: dict[str, File]
     provenance: dict[str, str]
+
+    def to_json(self) -> str:
+        """With a hash of itself, for a note that says something else is worse than none."""
+        told = asdict(self)
+        return json.dumps({**told, "note": _hash_of(told)})
 
     @staticmethod
     def path(out: Path, k: int) -> Path:
@@ -40,6 +48,8 @@ class Note:
     @classmethod
     def read(cls, path: Path) -> Note:
         data = read_json_file(path)
+        if _hash_of({name: value for name, value in data.items() if name != "note"}) != data.get("note"):
+            raise HemstitchError(f"{path} is damaged")
         try:
             files = {str(name): File(int(size), str(digest)) for name, (size, digest) in data["files"].items()}
             return cls(str(data["settings"]), str(data["content"]), files, dict(data["provenance"]))
@@ -56,16 +66,26 @@ def sound(out: Path, settings: Settings, kept_as: Sequence[Format], asked: Colle
             note = Note.read(Note.path(out, k))
         except HemstitchError:
             return None
-        is_ours = note.settings == digest
-        return note if is_ours and all(f.is_sound(k, _of(f, note), note.content) for f in kept_as) else None
+        is_ours = note.settings == digest and set(note.files) == {name for f in kept_as for name in f.names(k)}
+        return note if is_ours and all(f.is_sound(k, note.files, note.content) for f in kept_as) else None
 
     with ThreadPoolExecutor(WORKERS) as pool:
         return {k: note for k, note in zip(asked, pool.map(check, asked), strict=True) if note}
 
 
-def _of(kept: Format, note: Note) -> dict[str, File]:
-    """The files of a note that one format wrote."""
-    return {name: file for name, file in note.files.items() if kept.owns(name)}
+def _hash_of(told: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def settings_of_notes(out: Path) -> set[str]:
+    """The digests of the settings that the shards of a folder were made with, as their notes say."""
+    found = set()
+    for path in out.glob("manifest/[0-9]*.json"):
+        try:
+            found.add(Note.read(path).settings)
+        except HemstitchError:
+            continue
+    return found
 
 
 class Finished(NamedTuple):

@@ -28,10 +28,10 @@ Quantise = Literal["floor", "round"]
 class Settings:
     """All that the images depend on, and how they lie in files.
 
-    model: see `identity`. count: images. labels: a hash of them, "" where there are none. batch: images sampled at a
-    time: with another one they are equal up to rounding only. per_shard: images in a unit of work. decoder: the
-    autoencoder's fingerprint, "" for none. quantise: how -1..1 becomes 0..255, "" for latents. extractors: (name,
-    version, hash) of those whose features are kept.
+    model: see `identity`. sampler: with its options. count: images. labels: a hash of them, "" where there are none.
+    batch: images sampled at a time; with another one they are equal up to rounding only. per_shard: images in a unit of
+    work. decoder: see `Decoder.told`, "" for none. quantise: how -1..1 becomes 0..255, "" for latents. extractors:
+    (name, version, hash) of those whose features are kept.
     """
 
     version: str
@@ -42,7 +42,6 @@ class Settings:
     guidance_channels: int | None
     guidance_interval: tuple[float, float] | None
     grid: str
-    eta: float
     seed: int
     count: int
     labels: str
@@ -103,7 +102,7 @@ def chosen_labels(asked: str | Sequence[int] | Tensor | None, classes: int, coun
 
 
 def read_labels(path: Path) -> Tensor:
-    """(N,) int64 labels of a file: a .npy or .npz, a JSON list, or text with one number a line."""
+    """(N,) int64 labels of a file: a .npy, a JSON list, or text with one number a line."""
     if not path.is_file():
         raise HemstitchError(f"there is no file of labels {path}")
     try:
@@ -113,7 +112,7 @@ def read_labels(path: Path) -> Tensor:
             values = np.asarray(json.loads(path.read_text()))
         else:
             values = np.asarray([int(word) for word in path.read_text().split()])
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, EOFError, UnicodeDecodeError) as error:
         raise HemstitchError(f"{path} does not hold labels, whole numbers ({error}): one a line, or a .npy") from None
     if values.ndim != 1 or not len(values) or values.dtype.kind not in "iu":
         raise HemstitchError(f"{path} holds {values.dtype} of shape {values.shape}: labels are whole numbers, (N,)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,13 +27,13 @@ from ..denoiser import Denoiser
 from ..errors import HemstitchError
 from ..evaluate import pictures
 from ..evaluate.extractors import Extractor
-from ..files import write_atomic, write_bytes, write_text
+from ..files import discard, write_atomic, write_bytes, write_text
 from ..identity import identity
 from ..provenance import provenance
 from ..sampling import Look, generate, prepare
-from ..share import Pace, Progress, await_file, gather, place
+from ..share import Pace, Place, Progress, await_file, gather, place, present
 from .formats import FORMATS, Batch, Features, File, Folder, Format, Latents
-from .manifest import MANIFEST, SETTINGS, Note, files_of_the_whole, labels_hash, sound
+from .manifest import MANIFEST, SETTINGS, Note, files_of_the_whole, labels_hash, settings_of_notes, sound
 from .settings import VERSION, Quantise, Settings, chosen_labels, to_pixels
 
 _SHOWN = 100  # samples in that picture at most
@@ -52,7 +53,7 @@ class Source:
         """The samples of these indices. Fewer than a batch are filled up, so that shapes, and with them the rounding of
         kernels, are always the same."""
         settings = self.settings
-        full = [*index, *[index[-1]] * (min(settings.batch, settings.count) - len(index))]
+        full = [*index, *[index[-1]] * (settings.batch - len(index))]
         labels = None if self.labels is None else self.labels[torch.tensor(full)]
         try:
             samples = generate(self.model, labels, num=None, seeds=[(settings.seed, i) for i in full], **self.look)
@@ -84,7 +85,7 @@ def write_samples(
     count: int,
     labels: str | Sequence[int] | Tensor | None = None,
     seed: int = 0,
-    batch: int = 64,
+    batch: int | None = None,
     per_shard: int | None = None,
     formats: Sequence[str] | None = None,
     decode: Decoder | None = None,
@@ -95,8 +96,9 @@ def write_samples(
 ) -> Iterator[Progress]:
     """Write `count` samples into the folder `out`. Sample i depends on (seed, i) and its label alone.
 
-    labels: "balanced" (also None), "random", or numbers, repeated as needed. batch: samples at a time; with the same
-    batch files are the same to the byte, with another one the samples are equal up to the rounding of kernels.
+    labels: "balanced" (also None), "random", or numbers, repeated as needed. batch: samples at a time (64, or count if
+    that is less); with the same batch files are the same to the byte, with another one the samples are equal up to the
+    rounding of kernels. What is less than a batch is filled up.
     per_shard: samples in a unit of work, a multiple of batch; by default 16 batches. At most two are held in memory.
     formats: some of `FORMATS`; by default "png", "latents" where samples are no pictures, and "features" if
     extractors are given. decode: makes pictures of latents. quantise: "floor" as the ADM evaluation quantises pixel
@@ -105,17 +107,29 @@ def write_samples(
 
     Called again with the same settings it keeps the shards that are sound and writes those that are missing or
     damaged; with others it raises. RANK and WORLD_SIZE, as torchrun and accelerate launch set them, make process r
-    write the shards r, r + W, …; process 0 then waits for the others and writes `manifest.json`. It gives up when no
-    new shard has appeared for `patience` seconds, or three times as long as its own slowest took.
+    write the shards r, r + W, …; process 0 then waits for the others and writes `manifest.json`. It gives up when for
+    `patience` seconds no new shard has appeared and no other process has shown that it lives.
 
     Raises HemstitchError for settings that do not fit or differ from the folder's, and when the disk is full: finished
     shards stay. Arguments are checked when the first value is asked for.
     """
+    batch = min(64, max(1, count)) if batch is None else batch
+    if Path(out).exists() and not Path(out).is_dir():
+        raise HemstitchError(f"{out} is a file: give a folder to write samples to")
     source = _source(model, count, labels, seed, batch, per_shard, formats, decode, quantise, extractors, dict(look))
     settings, here, out = source.settings, place(), Path(out)
     folder = Folder(out, settings, source.labels)
     kept_as = [_format(name, folder, extractors) for name in settings.formats]
-    _begin(out, settings, here.rank, here.world, patience)
+    with present(out / "manifest", here):
+        _begin(out, settings, here, patience)
+        yield from _shards(source, kept_as, folder, here, patience)
+
+
+def _shards(
+    source: Source, kept_as: Sequence[Format], folder: Folder, here: Place, patience: float
+) -> Iterator[Progress]:
+    """Write those of this process that are missing; process 0 then waits for the others', and finishes."""
+    out, settings = folder.out, folder.settings
     share = here.share(settings.shards)
     look_for = partial(sound, out, settings, kept_as)
     notes = look_for(share)
@@ -126,11 +140,11 @@ def write_samples(
     for k, note, images in _written(source, kept_as, out, missing):
         if note is not None:
             notes[k] = note
-        pace.add(images, note is not None)
+        pace.add(images)
         yield pace.read(None if note is None else Note.path(out, k))
     if here.rank == 0:
         name = "shard {}".format
-        for waiting in gather(settings.shards, notes, look_for, max(patience, 3 * pace.slowest), out, name):
+        for waiting in gather(settings.shards, notes, look_for, patience, out, name, out / "manifest", here):
             yield pace.read(waiting=waiting)
         _finish(out, folder, kept_as, [notes[k] for k in range(settings.shards)])
     yield pace.read()
@@ -171,26 +185,27 @@ def _source(
         )
     if ("features" in formats) != bool(extractors):
         raise HemstitchError('extractors and the format "features" go together')
+    if isinstance(look.get("guidance", 1.0), Tensor | Sequence):
+        raise HemstitchError("here one guidance is for all samples: give a number")
     chosen = chosen_labels(labels, spec.num_classes, count, seed)
     job = prepare(model, None if chosen is None else chosen[:1], num=1, **look)  # every option, checked
     settings = Settings(
         version=VERSION,
         model=identity(model),
-        sampler=_told(look.get("sampler", "ddim")),
+        sampler=repr(job.sampler),
         steps=int(job.state.levels.count[0]),
         guidance=_told(look.get("guidance", 1.0)),
         guidance_channels=look.get("guidance_channels"),
         guidance_interval=look.get("guidance_interval"),
         grid=_told(look.get("grid", "released")),
-        eta=float(look.get("eta", 0.0)),
         seed=seed,
         count=count,
         labels=labels_hash(chosen),
         batch=batch,
         per_shard=per_shard,
-        channels=spec.channels if decode is None else 3,
+        channels=spec.channels if decode is None or decode.autoencoder.channels is None else 3,
         size=spec.size if decode is None else decode.size(spec.size),
-        decoder="" if decode is None else decode.fingerprint,
+        decoder="" if decode is None else decode.told,
         quantise=(quantise or ("floor" if decode is None else "round")) if is_picture else "",
         formats=tuple(formats),
         extractors=tuple((e.name, e.version, e.hash) for e in extractors),
@@ -216,14 +231,17 @@ def _format(name: str, folder: Folder, extractors: Sequence[Extractor]) -> Forma
     return made
 
 
-def _begin(out: Path, settings: Settings, rank: int, world: int, patience: float) -> None:
+def _begin(out: Path, settings: Settings, here: Place, patience: float) -> None:
     """Make the folder one of these settings, or find that it is another's. Leftovers of killed writes go."""
     path = out / SETTINGS
-    if out.exists() and not out.is_dir():
-        raise HemstitchError(f"{out} is a file: give a folder to write samples to")
-    if rank == 0 and not path.exists():
-        if out.is_dir() and any(not p.name.startswith(".") and p.name != "manifest" for p in out.iterdir()):
-            raise HemstitchError(f"{out} is not empty and holds no samples of this kind: choose another --out")
+    if here.rank == 0 and _unsaid(path, settings):
+        digests = settings_of_notes(out)  # of shards that are there, though what decides them is lost
+        is_ours = digests <= {settings.digest} and (path.exists() or bool(digests))
+        if not is_ours and any(not p.name.startswith(".") and p.name != "manifest" for p in out.iterdir()):
+            raise HemstitchError(
+                f"{out} is not empty and holds no samples of this kind: choose another --out, or go on with the very "
+                "settings that it was begun with"
+            )
         try:
             write_text(path, settings.to_json())
         except OSError as error:
@@ -235,14 +253,21 @@ def _begin(out: Path, settings: Settings, rank: int, world: int, patience: float
         raise HemstitchError(f"{path} does not say how the samples here were made: {error}") from None
     differing = there.difference(settings)
     if differing:
-        raise HemstitchError(
-            f"{out} holds samples made otherwise. There and now: {'; '.join(differing)}. Choose another --out, or "
-            "remove that one"
-        )
-    for leftover in [*out.glob(".*.tmp"), *out.glob("*/.*.tmp")]:
+        keeps = [d for d in differing if d.split()[0] not in ("formats", "extractors")]
+        fix = "Choose another --out, or remove that one" if keeps else "To measure what is there: hemstitch evaluate"
+        raise HemstitchError(f"{out} holds samples made otherwise. There and now: {'; '.join(differing)}. {fix}")
+    for leftover in out.rglob(".*.tmp"):
         of_shard = re.match(r"\.(?:shard-|latents-)?(\d{5,})\.", leftover.name)
-        if (int(of_shard[1]) % world if of_shard else 0) == rank:
-            leftover.unlink(missing_ok=True)
+        if (int(of_shard[1]) % here.world if of_shard else 0) == here.rank:
+            discard(leftover)
+
+
+def _unsaid(path: Path, settings: Settings) -> bool:
+    """Whether the file of settings is missing or damaged."""
+    try:
+        return not path.exists() or Settings.read(path) is None
+    except HemstitchError:
+        return True
 
 
 def _images(settings: Settings, shards: Collection[int]) -> int:
@@ -295,12 +320,20 @@ def _write(
         for kept_one, parts in zip(kept_as, kept, strict=True):
             files |= kept_one.write(k, rows, parts)
         if shown:
-            write_bytes(sheet_of(out), _sheet(torch.stack(shown), source.labels))
+            _show(out, _sheet(torch.stack(shown), source.labels))
         note = Note(source.settings.digest, content, files, provenance(source.model.device))
-        write_text(Note.path(out, k), json.dumps(asdict(note)))
+        write_text(Note.path(out, k), note.to_json())
     except OSError as error:
         raise _unwritten(Note.path(out, k), error) from error
     return note
+
+
+def _show(out: Path, sheet: bytes) -> None:
+    """Write the picture of the first samples; samples do not fail for it."""
+    try:
+        write_bytes(sheet_of(out), sheet)
+    except OSError as error:
+        warnings.warn(f"the picture of the first samples could not be written: {error}", stacklevel=2)
 
 
 def sheet_of(out: Path) -> Path:

@@ -61,14 +61,16 @@ def parser_of() -> argparse.ArgumentParser:
     sample = verbs.add_parser(
         "sample",
         help="sample a model, or several stitched, into a folder",
-        epilog="Under torchrun or accelerate launch the processes share the work. Run again, it goes on: what is "
-        "missing or damaged is made, the rest is kept.",
+        epilog="Under accelerate launch or torchrun the processes share the work (to torchrun say --samples: it takes "
+        "--num for its own). Run again, it goes on: what is missing or damaged is made, the rest is kept.",
     )
     _members(sample)
-    sample.add_argument("--num", type=int, help="how many samples (16, or as many as a file of labels has)")
+    sample.add_argument(
+        "--num", "--samples", type=int, help="how many samples (16, or as many as a file of labels has)"
+    )
     sample.add_argument("--labels", help="balanced, random, classes repeated as needed (207,360), or a file (balanced)")
     sample.add_argument("--seed", type=int, default=0, help="sample i has the seed (SEED, i)")
-    sample.add_argument("--batch", type=int, default=64, help="samples at a time (64)")
+    sample.add_argument("--batch", type=int, help="samples at a time (64, or fewer if there are fewer)")
     sample.add_argument("--per-shard", type=int, help="samples in a unit of work (16 batches)")
     sample.add_argument("--format", help="some of png,npz,webdataset,latents (png; latents where those are sampled)")
     sample.add_argument(

@@ -49,7 +49,7 @@ def sample(known: argparse.Namespace, rest: list[str]) -> int:
             count=count,
             labels=labels,
             seed=known.seed,
-            batch=min(known.batch, max(count, 1)),
+            batch=known.batch,
             per_shard=known.per_shard,
             formats=formats,
             decode=decode,
