@@ -168,7 +168,7 @@ def _measure(
     plans = [(f, Plan.fractions({"small": f, "large": 1 - f}, STEPS)) for f in fractions]
     candidates = candidates_of(plans, "large", cost, [GUIDANCE])
     labels = torch.arange(num) % 10
-    setting = Setting(members, "large", labels, num, BATCH, SAMPLER, extractor, reference, shown=10 * SHOWN_ROWS)
+    setting = Setting(members, "large", labels, num, BATCH, SAMPLER, extractor, reference, cost, shown=10 * SHOWN_ROWS)
     shown: dict[str, Tensor] = {}
     points: list[Point] = []
     for turn in measure(setting, candidates):

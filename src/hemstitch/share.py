@@ -115,9 +115,12 @@ def present(folder: Path, here: Place) -> Iterator[None]:
 
     The kernel ends both when the process ends, however that comes. Raises HemstitchError if another is there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".rank-{here.rank}"
-    handle = path.open("w")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = path.open("w")
+    except OSError as error:
+        raise HemstitchError(f"{folder} could not be written ({error}): choose another folder") from error
     try:
         _lock(handle, folder, here)
         done = threading.Event()

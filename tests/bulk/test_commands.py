@@ -110,6 +110,8 @@ def test_bad_evaluations_are_told_apart(made, tmp_path, capsys):
         (["--metrics", "fid"], "give one (--reference"),
         (["--metrics", "fid", "--reference", tmp_path / "stats.npz"], "statistics of 2048"),
         (["--metrics", "fid", "--reference", tmp_path / "b"], "different sizes"),
+        (["--metrics", "prc", "--reference", "digits"], "prc needs at least 6 pictures"),
+        (["--reference", "digits"], "belong to --metrics"),
     ):
         assert said in failing(capsys, *sample, *more, "--out", tmp_path / "no")
     assert not (tmp_path / "no").exists()
@@ -131,9 +133,38 @@ def test_the_curve_has_fewer_steps_of_the_large_model_always(made, tmp_path, cap
         assert mine[0]["speedup"] == 1
         assert all(p["accuracy"] is not None for p in mine)
     assert Image.open(tmp_path / "curve" / "curve.png").size[0] > 800
+    text = (tmp_path / "curve" / "curve.json").read_text()
+    run(
+        capsys, "evaluate", *members, "--curve", *measure, "--fractions", "0,0.5", "--steps", 4, "--out", tmp_path / "c"
+    )
+    points = json.loads((tmp_path / "c" / "curve.json").read_text(), parse_constant=pytest.fail)["points"]
+    assert all(p["speedup_ideal"] > 0 and p["accuracy_error"] is not None for p in points)
+    assert "NaN" not in text
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    (tmp_path / "big").mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((16, 16, 3), 40 * i, np.uint8)).save(tmp_path / "big" / f"{i}.png")
+    for more, wrong in (
+        (["--reference", tmp_path / "stats.npz"], "statistics of 2048 pool features"),
+        (["--reference", tmp_path / "big"], "different sizes are not compared"),
+        (["--batch", 0], "1 at a time"),
+        (["--count", -1], "at least 2 samples"),
+        (["--steps", 0], "1 step"),
+        (["--metrics", "kid"], "--metrics do not go with --curve"),
+        (["--cache", tmp_path / "cache"], "--cache do not go with --curve"),
+    ):
+        assert wrong in failing(capsys, "evaluate", *members, "--curve", *measure, *more), wrong
     said = failing(capsys, "evaluate", members[0], "--curve", *measure)
     assert "two members or more" in said
     assert "numbers with commas" in failing(capsys, "evaluate", *members, "--curve", *measure, "--fractions", "a")
+
+
+def test_paths_may_look_like_names(made, tmp_path, capsys):
+    classifier = made / "classifier.safetensors"
+    out = tmp_path / "w=2,seed=0"
+    run(capsys, "sample", made / "small.safetensors", "--num", 8, "--steps", 2, "--out", out)
+    said = run(capsys, "evaluate", out, "--reference", "digits", "--extractor", classifier, "--metrics", "fid")
+    assert "w=2,seed=0" in said
 
 
 def test_settings_of_a_run_may_not_change(made, tmp_path, capsys):

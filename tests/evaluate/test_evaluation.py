@@ -1,6 +1,7 @@
 """Sets beside each other: figures with intervals, what is checked before features are extracted, what is reported."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_the_report_says_what_was_measured(tmp_path, extractor):
     assert data["provenance"]["device"].startswith("CPU")
     figure = second["figures"]["fid"]
     assert figure["low"] < figure["value"] < figure["high"]
-    assert figure["against_first"] == {"gap": 0.0, "error": 0.0, "said": "no difference"}
+    assert figure["against_first"] == {"gap": 0.0, "half_width": 0.0, "said": "no difference"}
     # the same pictures in another file are the same reference
     np.savez(
         tmp_path / "r.npz", arr_0=np.stack([np.asarray(Image.open(p)) for p in sorted((tmp_path / "r").iterdir())])
@@ -264,3 +265,103 @@ def test_the_public_names_of_evaluation_resolve():
     for name in package.__all__:
         assert (getattr(package, name).__doc__ or "").strip(), name
     assert not hasattr(package, "fidd")
+
+
+def test_sets_of_one_name_are_compared_by_their_sizes(tmp_path, extractor):
+    """`samples` is what most folders of samples are called."""
+    small, big = pictures(tmp_path / "a" / "samples"), pictures(tmp_path / "b" / "samples", side=16)
+    sets = {"a": [replace(open_source(small), name="samples")]}
+    with pytest.raises(HemstitchError, match="different sizes are not compared: samples 8 x 8, samples 16 x 16"):
+        evaluate(sets, replace(open_reference(big), name="samples"), ["fid"], Measuring(extractor))
+
+
+def test_repeated_seeds_are_of_one_model_and_differ(tmp_path, extractor):
+    a, r = pictures(tmp_path / "a", seed=1), open_reference(pictures(tmp_path / "r", seed=3))
+    source = open_source(a)
+    with pytest.raises(HemstitchError, match="two of the sets of a are the same samples"):
+        evaluate({"a": [source, source]}, r, ["fid"], Measuring(extractor))
+    told = {"model": "x", "sampler": "DDIM", "steps": 50, "guidance": "1", "content": "c"}
+    one = replace(source, told=told)
+    for change, said in (
+        ({"model": "y"}, "repeated seeds of a are of one model: their model is x and y"),
+        ({"guidance": "2"}, "their guidance is 1 and 2"),
+        ({}, "the same samples"),
+    ):
+        with pytest.raises(HemstitchError, match=said):
+            evaluate({"a": [one, replace(source, told={**told, **change})]}, r, ["fid"], Measuring(extractor))
+
+
+def test_a_cache_that_does_not_fit_is_made_again(tmp_path, extractor):
+    a, r = pictures(tmp_path / "a", seed=1), pictures(tmp_path / "r", seed=3)
+    cache = tmp_path / "cache"
+    first = measured({"a": [a]}, r, extractor, ["fid"], cache=cache).rows[0].scores["fid"].value
+    for harm in (
+        lambda folder: (folder / "00000.safetensors").write_bytes(b"x" * 100),
+        lambda folder: (folder / INDEX).write_text("{"),
+        lambda folder: (folder / "00000.safetensors").unlink(),
+        lambda folder: [(folder / INDEX).unlink(), (folder / "00001.safetensors").write_bytes(b"stale")],
+    ):
+        for folder in cache.iterdir():
+            harm(folder)
+        assert measured({"a": [a]}, r, extractor, ["fid"], cache=cache).rows[0].scores["fid"].value == first
+        assert all(len(list(folder.iterdir())) == 2 for folder in cache.iterdir())
+    kept = next(cache.iterdir())
+    part = kept / "00000.safetensors"
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(HemstitchError, match=r"00000\.safetensors is not what was written: remove"):
+        open_reference(str(kept))
+
+
+def test_only_the_extractors_that_are_used_are_asked_for(tmp_path):
+    clip = wrapped(lambda images: images.float().mean((2, 3)) + 1, "clip", "1", "abc")
+    a, r = pictures(tmp_path / "a", seed=1), pictures(tmp_path / "r", seed=3)
+    report = evaluate({"a": open_source(a)}, open_reference(r), ["cmmd"], Measuring(None, {"clip": clip}))
+    assert report.extractors["cmmd"].name == "clip"
+    with pytest.raises(HemstitchError, match="give its extractor, inception or another"):
+        evaluate({"a": open_source(a)}, open_reference(r), ["fid"], Measuring(None, {"clip": clip}))
+
+
+@pytest.mark.parametrize(
+    ("options", "metrics", "said"),
+    [
+        ({"resamples": 1}, ["fid"], "at least 2 resamples"),
+        ({"batch": 0}, ["fid"], "at least 1 at a time"),
+        ({"count": 1}, ["fid"], "at least 2"),
+        ({"count": 5}, ["prc"], "prc needs at least 6 pictures"),
+    ],
+)
+def test_numbers_that_do_not_do(tmp_path, extractor, options, metrics, said):
+    a, r = pictures(tmp_path / "a", seed=1), pictures(tmp_path / "r", seed=3)
+    with pytest.raises(HemstitchError, match=said):
+        measured({"a": [a]}, r, extractor, metrics, **options)
+
+
+def test_a_broken_picture_is_found_before_anything_is_extracted(tmp_path):
+    def never(images):
+        raise AssertionError("extracted before all was looked through")
+
+    a, r = pictures(tmp_path / "a", seed=1), pictures(tmp_path / "r", seed=3)
+    path = tmp_path / "r" / "030.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(HemstitchError, match=r"030\.png"):
+        measured({"a": [a]}, r, wrapped(never, "never", "1", "abc"), ["fid"])
+
+
+def test_classes_of_the_classifier_are_those_of_the_pictures(tmp_path):
+    classifier = SmallClassifier(train_classifier(Digits("train"), Digits("test"), steps=30))
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 255, (6, 8, 8, 1), np.uint8)):
+        folder = tmp_path / "few" / ["cat", "dog"][i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.repeat(3, -1)).save(folder / f"{i}.png")
+    with pytest.raises(HemstitchError, match="has 2 classes, and the classifier 10: leave accuracy out"):
+        evaluate({"few": open_source(str(tmp_path / "few"))}, None, ["accuracy"], Measuring(classifier))
+
+
+def test_sets_of_unequal_size_get_no_verdict_where_size_matters(tmp_path, extractor):
+    a, b, r = (pictures(tmp_path / n, seed=s, count=c) for n, s, c in (("a", 1, 60), ("b", 2, 40), ("r", 3, 60)))
+    report = measured({"a": [a], "b": [b]}, r, extractor, ["fid", "kid"])
+    said = report.against_first(report.rows[1])
+    assert (said["fid"].said, said["kid"].said) == ("no verdict", "no difference")
+    assert "no verdict on FD (projection), which depend on how many images there are" in table(report)

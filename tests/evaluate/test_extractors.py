@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,6 +211,95 @@ def test_missing_packages_name_their_extra(monkeypatch):
     for name, extra in (("dinov2", "transformers"), ("clip", "transformers"), ("inception", "inception")):
         with pytest.raises(MissingExtraError, match=rf"hemstitch\[{extra}\]"):
             extractor(name)
+
+
+# torch-fidelity, whose parity is tested in tests/fidelity: here a stand-in, beside a torchvision that does not load
+
+DESCRIBED = """
+import torch
+@torch.library.register_fake("torchvision::nms")
+def nms(dets, scores, threshold): ...
+@torch.library.register_fake("torchvision::qnms")
+def qnms(dets, scores, threshold): ...
+"""
+
+
+def installed(path, torchvision):
+    """The folder of a torch-fidelity, whose torchvision runs this at import."""
+    for name, text in (
+        ("torchvision", torchvision),
+        ("torch_fidelity", "import torchvision"),
+        ("torch_fidelity/feature_extractor_inceptionv3", "URL_INCEPTION_V3 = 'https://…'"),
+    ):
+        file = path / (f"{name}.py" if "/" in name else f"{name}/__init__.py")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return path
+
+
+def run(path, *command, **environment):
+    """A Python of its own, for what torch is told of operators stays told."""
+    return subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | {"PYTHONPATH": str(path), **environment},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+
+
+IMPORTED = """
+import torch
+from hemstitch.evaluate.extractors.inception import inception_port
+assert inception_port() is inception_port()
+import torchvision, torch_fidelity
+try:
+    torch.ops.torchvision.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+except NotImplementedError:
+    print("imported")
+"""
+
+
+def test_operators_of_torchvision_that_do_not_load(tmp_path):
+    installed(tmp_path, DESCRIBED)
+    alone = run(tmp_path, "-c", "import torch_fidelity")
+    assert "RuntimeError: operator torchvision::nms does not exist" in alone.stderr
+    done = run(tmp_path, "-W", "error", "-c", IMPORTED)
+    assert done.stdout == "imported\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("torchvision", "words"),
+    [
+        (
+            "raise RuntimeError('CUDA 12.1 and CUDA 13.0\\nand more')",
+            r"\(CUDA 12\.1 and CUDA 13\.0\): torch .* torchvision",
+        ),
+        ("raise ImportError('undefined symbol')", r"undefined symbol.*belong together; install both"),
+        (
+            "raise RuntimeError('operator torchvision::nms does not exist')",
+            "operator torchvision::nms.*belong together",
+        ),
+        ("import gone_for_good", r"torch-fidelity needs gone_for_good, which is not installed"),
+    ],
+)
+def test_a_torchvision_that_cannot_be_helped(torchvision, words, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("torchvision", "torch_fidelity")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(installed(tmp_path, torchvision)))
+    with pytest.raises(HemstitchError, match=words):
+        extractor("inception")
+
+
+def test_parity_is_skipped_only_where_it_is_not_asked_for(tmp_path):
+    (tmp_path / "torch_fidelity.py").write_text("raise ModuleNotFoundError('none', name='torch_fidelity')")
+    command = ("-m", "pytest", "tests/fidelity", "-p", "no:cacheprovider")
+    skipped = run(tmp_path, *command, HEMSTITCH_FIDELITY="")
+    assert "make fidelity: torch-fidelity is needed here and not installed" in skipped.stdout
+    assert "passed" not in skipped.stdout
+    failed = run(tmp_path, *command, HEMSTITCH_FIDELITY="1")
+    assert failed.returncode not in (0, 5)
+    assert "there is no parity to be tested: torch-fidelity is needed here" in failed.stdout + failed.stderr
 
 
 # DINOv2 and CLIP, small and with random weights

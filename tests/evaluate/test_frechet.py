@@ -148,6 +148,24 @@ def test_published_statistics_stand_in_for_a_reference():
         Moments.published(reference.mean, reference.covariance[:3])
     with pytest.raises(HemstitchError, match="NaN"):
         Moments.published(reference.mean, reference.covariance * np.nan)
+    for wrong, said in (
+        (-np.eye(6), "variances below zero, down to -1"),
+        (np.diag([1.0, 1, 1, 1, 1, -1e-3]), "variances below zero, down to -0.001"),
+        (np.tril(reference.covariance), "not symmetric"),
+        (np.linalg.cholesky(reference.covariance), "not symmetric"),
+    ):
+        with pytest.raises(HemstitchError, match=said):
+            Moments.published(reference.mean, wrong)
+    rounded = reference.covariance.astype(np.float32)  # as others publish it, mirror images rounded apart
+    rounded[1, 0] = np.nextafter(rounded[1, 0], np.float32(0))
+    rounded[5] = rounded[:, 5] = 0
+    rounded[5, 5] = -1e-12  # of a feature that never fires
+    assert frechet_score(x, Moments.published(reference.mean, rounded)).value > 0
+
+
+def test_a_distance_is_known_to_depend_on_the_size():
+    score = frechet_score(correlated(30, 4, 0), Moments.of(correlated(40, 4, 1)))
+    assert (score.biased_by_size, score.resampled) == (True, 30)
 
 
 def test_unequal_widths_are_refused():

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from hemstitch.data import Digits, Shards
+from hemstitch.data import Digits, ImageFolder, Shards
 from hemstitch.data.latents import Index
 from hemstitch.encode import encode
 from hemstitch.errors import HemstitchError
-from hemstitch.evaluate.images import ContentHash, content, open_images
+from hemstitch.evaluate.images import ContentHash, TensorImages, content, open_images
 from hemstitch.evaluate.pictures import to_uint8
 
 N, SIDE = 7, 8
@@ -140,21 +140,83 @@ def test_a_reader_may_stop_early(tmp_path):
             images.batches(*bad)
 
 
-def test_folders_go_by_relative_path_and_pass_over_what_is_beside_samples(tmp_path):
+def test_folders_go_by_relative_path(tmp_path):
     pixels = noise(5)
     names = ["b/1.png", "a/z/2.png", "a-b/3.webp", "a/1.JPG", "b/0.jpeg"]
     for name, one in zip(names, pixels, strict=True):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         kind = {"png": "png", "webp": "webp", "JPG": "jpeg", "jpeg": "jpeg"}[name.rpartition(".")[2]]
         (tmp_path / name).write_bytes(encoded(one, kind, **({"lossless": True} if kind == "webp" else {})))
-    for name in ("grid.png", "manifest/0.png", "features/0.png", ".hidden.png", ".cache/0.png", "labels.txt"):
+    for name in (".hidden.png", ".cache/0.png", "labels.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(encoded(noise(1, 4, 4)[0]))
     (tmp_path / "b" / "again").symlink_to(tmp_path)  # a circle
     images = open_images(tmp_path)
     assert len(images) == 5
     assert images.labels.tolist() == [1, 0, 0, 2, 2]  # of a-b/3, a/1, a/z/2, b/0, b/1
+    assert images.classes == ("a", "a-b", "b")
     assert torch.equal(all_of(images)[[0, 2, 4]], chw(pixels[[2, 1, 0]]))
+
+
+def test_what_is_beside_samples_is_passed_over_and_classes_of_those_names_are_not(tmp_path):
+    def classes():
+        labels = open_images(tmp_path / "x").labels
+        return None if labels is None else labels.tolist()
+
+    for name in ("cats", "features", "manifest"):
+        folder(tmp_path / "x" / name, noise(2))
+    assert open_images(tmp_path / "x").classes == ("cats", "features", "manifest")
+    assert classes() == [0, 0, 1, 1, 2, 2]
+    (tmp_path / "x" / "manifest" / "settings.json").write_text("{}")
+    assert open_images(tmp_path / "x").classes == ("cats",)
+    assert classes() == [0, 0]
+    folder(tmp_path / "x" / "cats" / "manifest", noise(1))  # which is not at the top
+    assert classes() == [0, 0, 0]
+    folder(tmp_path / "x", noise(1), "grid.png")
+    assert len(open_images(tmp_path / "x")) == 4
+    assert classes() is None
+
+
+def test_files_named_by_numbers_go_by_number(tmp_path):
+    names = ["9", "10", "a", "1000000", "999999", "9-1", "b/10", "b/9", "07", "7"]
+    pixels = dict(zip(names, noise(len(names)), strict=True))
+    for name, one in pixels.items():
+        folder(tmp_path, [one], f"{name}.png")
+    # 9-1 and a are where plain order has them
+    sought = ["07", "7", "9", "10", "9-1", "999999", "1000000", "a", "b/9", "b/10"]
+    assert torch.equal(all_of(open_images(tmp_path)), chw(np.stack([pixels[name] for name in sought])))
+    folder(tmp_path / "deep", noise(12), "{}/0.png")  # folders are not files
+    order = [int(name) for name in sorted(map(str, range(12)))]
+    assert torch.equal(all_of(open_images(tmp_path / "deep")), chw(noise(12)[order]))
+
+
+def test_numbers_as_names_of_folders_are_the_labels(tmp_path):
+    for label in (0, 1, 2, 4, 10):
+        folder(tmp_path / "x" / str(label), noise(2))
+    images = open_images(tmp_path / "x")
+    assert images.labels.tolist() == [0, 0, 1, 1, 10, 10, 2, 2, 4, 4]
+    assert images.classes == ()
+    folder(tmp_path / "padded", noise(3), "00{}/x/y.png")
+    assert open_images(tmp_path / "padded").labels.tolist() == [0, 1, 2]
+    folder(tmp_path / "x" / "other", noise(1))
+    images = open_images(tmp_path / "x")
+    assert images.classes == ("0", "1", "10", "2", "4", "other")
+    assert images.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
+    folder(tmp_path / "padded", noise(1), "1/x.png")
+    refused(tmp_path / "padded", "named by one number (001, 1)", "into one folder")
+    folder(tmp_path / "long", noise(2), "1234567890123456789{}/x.png")
+    assert open_images(tmp_path / "long").labels.tolist() == [0, 1]
+
+
+def test_a_subset_of_the_digits_keeps_its_labels(tmp_path):
+    digits = Digits("test")
+    pixels = to_uint8(digits.images(torch.arange(len(digits)))).permute(0, 2, 3, 1).numpy()
+    for label in range(10):
+        if label != 3:
+            folder(tmp_path / str(label), pixels[digits.labels == label])
+    images = open_images(tmp_path, grey=True)
+    expected = digits.labels[digits.labels != 3].sort().values
+    assert torch.equal(images.labels, expected)
 
 
 def test_labels(tmp_path):
@@ -162,6 +224,7 @@ def test_labels(tmp_path):
     mixed = folder(tmp_path / "mixed", noise(2), "c/{}.png")
     folder(mixed, noise(1))
     assert open_images(mixed).labels is None
+    assert open_images(mixed).classes == ()
     assert open_images(tar(tmp_path / "a.tar", samples(noise()))).labels.tolist() == [i % 3 for i in range(N)]
     assert open_images(tar(tmp_path / "b.tar", samples(noise(), labels=False))).labels is None
     for save in (np.savez, np.savez_compressed):
@@ -194,12 +257,14 @@ def test_data_sets_by_name(tmp_path):
     digits = Digits("train")
     images = open_images("digits", grey=True)
     assert torch.equal(images.labels, digits.labels)
+    assert images.classes == ()  # its names are the labels
     expected = to_uint8(digits.images(torch.arange(100))).expand(-1, 3, -1, -1)
     assert torch.equal(next(images.batches(100)), expected)
 
     folder(tmp_path / "pngs", noise(height=12, width=20), "c{}/x.png")
     images = open_images(f"folder:{tmp_path / 'pngs'}", size=6)
     assert (images.size, len(images), images.labels.tolist()) == ((6, 6), N, list(range(N)))
+    assert images.classes == ImageFolder(tmp_path / "pngs", 6).classes == tuple(f"c{i}" for i in range(N))
     tar(tmp_path / "x.tar", samples(noise()))
     images = open_images(f"shards:{tmp_path / 'x.tar'}", size=SIDE)
     data = Shards(tmp_path / "x.tar", SIDE)
@@ -286,7 +351,12 @@ BAD = {
         "save one",
     ),
     "grey": (encoded(PIXEL[..., :1]), "greyscale", "convert them to RGB"),
-    "another size": (encoded(noise(1, 9, 5)[0]), "2 sizes", "9 x 5", "folder:PATH with --size"),
+    "another size": (
+        encoded(noise(1, 9, 5)[0]),
+        "2 sizes",
+        "9 x 5",
+        "folder:PATH with --size SIDE (of a reference: --reference-size SIDE)",
+    ),
 }
 
 
@@ -328,6 +398,82 @@ def test_a_picture_cut_short_is_an_error_that_names_it(tmp_path, kind):
         list(open_images(tmp_path).batches(2))
 
 
+def test_a_check_reads_every_picture(tmp_path):
+    pixels = noise(300)  # more than are read at a time
+    for kind in KINDS:
+        told = []
+        images = open_images(written(tmp_path / kind, kind, pixels))
+        images.checked(lambda done, total, told=told: told.append((done, total)))
+        assert told == [(256, 300), (300, 300)]
+    told = []
+    open_images(f"folder:{tmp_path / 'folder'}", size=SIDE).checked(lambda *of: told.append(of))
+    assert told[-1] == (300, 300)
+    file = tmp_path / "folder" / "pngs" / "299.png"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) - 30])
+    with pytest.raises(HemstitchError, match=r"299\.png.*cut short"):
+        open_images(tmp_path / "folder").checked()
+    with pytest.warns(UserWarning, match="stand in"), pytest.raises(HemstitchError, match=r"299\.png; replace"):
+        open_images(f"folder:{tmp_path / 'folder'}", size=SIDE).checked()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_check_compares_checksums(tmp_path, save):
+    file = tmp_path / "x.npz"
+    save(file, noise(64, 16, 16) // 64)
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
+    with pytest.raises(HemstitchError, match=r"x\.npz is damaged.*copy it again"):
+        open_images(file).checked()
+
+
+def test_a_tensor(tmp_path):
+    for channels in (1, 3):
+        pixels = noise(channels=channels, height=6)
+        tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        images = TensorImages(tensor, grey=channels == 1)
+        assert (len(images), images.size, images.grey, images.labels, images.name) == (
+            N, (6, SIDE), channels == 1, None, "tensor",
+        )  # fmt: skip
+        np.save(tmp_path / "x.npy", pixels)
+        assert content(images) == content(open_images(tmp_path / "x.npy", grey=True))
+        assert torch.equal(all_of(images, 3, 2), chw(pixels)[2:])
+        before = tensor.clone()
+        for part in images.batches(2):
+            part.zero_()  # is the reader's own
+        assert torch.equal(tensor, before)
+        images.checked()
+    labels = torch.arange(N, dtype=torch.uint8)
+    images = TensorImages(chw(noise()), labels, "mine")
+    assert images.labels.dtype == torch.int64
+    assert (images.name, images.labels.tolist(), images.classes) == ("mine", list(range(N)), ())
+
+
+def test_what_is_no_tensor_of_pictures():
+    pictures = chw(noise())
+
+    def refused_tensor(*words, images=pictures, labels=None):
+        with pytest.raises(HemstitchError) as caught:
+            TensorImages(images, labels, "mine")
+        for word in ("mine", *words):
+            assert word in str(caught.value), caught.value
+
+    refused_tensor("uint8 (N, 3, H, W)", "not float32 (7, 3, 8, 8)", "to_uint8(images)", images=pictures / 127.5 - 1)
+    refused_tensor("not int64", "to(torch.uint8)", images=pictures.long())
+    refused_tensor("(7, 8, 8, 3)", "permute(0, 3, 1, 2)", images=pictures.permute(0, 2, 3, 1))
+    refused_tensor("(3, 8, 8)", images=pictures[0])
+    refused_tensor("(7, 3, 8, 0)", images=pictures[..., :0])
+    refused_tensor("ndarray", "from_numpy", images=noise())
+    refused_tensor("greyscale", "grey=True", images=pictures[:, :1])
+    refused_tensor("holds 1 picture", images=pictures[:1])
+    refused_tensor("(7,)", "list", labels=[0] * N)
+    refused_tensor("not float32", ".long()", labels=torch.zeros(N))
+    refused_tensor("not bool", labels=torch.zeros(N, dtype=torch.bool))
+    refused_tensor("(6,)", labels=torch.zeros(N - 1, dtype=torch.int64))
+    refused_tensor("down to -1", labels=torch.arange(N) - 1)
+
+
 def test_a_picture_that_changes_under_way(tmp_path):
     images = open_images(folder(tmp_path, noise()))
     for bad in (encoded(noise(1, 4, 4)[0]), encoded(PIXEL[..., :1])):
@@ -348,7 +494,9 @@ def test_grey_is_asked_for_and_sizes_are_held_to(tmp_path):
     assert len(open_images(colour, size=SIDE)) == N
     for kind in ("folder", "npz", "tar"):
         source = written(tmp_path / "w", kind, noise())
-        refused(source, str(source), "8 x 8", "folder:PATH with --size 16", size=16)
+        refused(
+            source, str(source), "8 x 8", "folder:PATH with --size 16 (of a reference: --reference-size 16)", size=16
+        )
     refused("digits", "8 x 8", size=16, grey=True)
     refused(colour, "size is the side", size=-1)
 

@@ -43,6 +43,12 @@ def test_it_is_its_definition_and_shuffles_as_said():
     assert "shuffled" in shuffled.score.note
 
 
+def test_smaller_parts_score_lower_and_the_score_says_that_size_matters():
+    many, few = inception_score(logits(600)).score, inception_score(logits(60)).score
+    assert few.value < many.value
+    assert many.biased_by_size
+
+
 def test_rows_of_any_kind_score_alike():
     x = logits().astype(np.float32)
     assert inception_score(torch.from_numpy(x)).score.value == inception_score(x).score.value

@@ -82,6 +82,11 @@ def test_the_error_is_the_spread_of_fresh_samples(metric, monkeypatch):
     assert 0.6 * spread < np.mean([score(i, 100).error for i in range(4)]) < 1.6 * spread
 
 
+def test_the_biased_estimate_says_so_and_the_unbiased_does_not():
+    assert cmmd(features(20), features(30)).biased_by_size
+    assert not kernel_distance(features(20), features(30)).score.biased_by_size
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

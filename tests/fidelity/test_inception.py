@@ -1,4 +1,4 @@
-"""Inception by way of torch-fidelity: the same features as its own, and the same FID, IS and KID from them."""
+"""Inception by way of torch-fidelity: the same features as its own, and the same figures of two folders."""
 
 import os
 import pickle
@@ -10,12 +10,16 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from hemstitch.errors import CheckpointError, HemstitchError
+from hemstitch.errors import CheckpointError, HemstitchError, MissingExtraError
+from hemstitch.evaluate import Measuring, evaluate, open_source
 from hemstitch.evaluate.extractors import extractor, weights_hash
-from hemstitch.evaluate.images import open_images
+from hemstitch.evaluate.extractors.inception import inception_port
 
-port = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-COUNT, BATCH = 16, 8
+try:
+    port = inception_port()
+except (HemstitchError, MissingExtraError) as error:
+    pytest.skip(f"make fidelity: {error}", allow_module_level=True)
+BATCH = 8
 
 
 def noise(count, seed):
@@ -82,37 +86,39 @@ def test_what_it_is_called(net, ours):
     assert ours.hash == weights_hash(net.state_dict())
 
 
-def test_fid_is_and_kid_are_torch_fidelitys(weights, ours, tmp_path):
+def test_an_evaluation_is_torch_fidelitys(weights, ours, tmp_path):
     from torch_fidelity import calculate_metrics
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_kid import kid_features_to_metric
 
-    for name, seed in (("samples", 2), ("reference", 3)):
+    counts = 36, 40
+    for name, seed, count in (("samples", 2, counts[0]), ("reference", 3, counts[1])):
         (tmp_path / name).mkdir()
-        for i, image in enumerate(noise(COUNT, seed)):
+        for i, image in enumerate(noise(count, seed)):
             Image.fromarray(np.asarray(image.permute(1, 2, 0))).save(tmp_path / name / f"{i:03}.png")
-    kid = {"kid_subsets": 5, "kid_subset_size": 10}
     theirs = calculate_metrics(
-        input1=str(tmp_path / "samples"), input2=str(tmp_path / "reference"), fid=True, isc=True, kid=True,
-        feature_extractor_weights_path=str(weights), batch_size=BATCH, isc_splits=2, cuda=False, cache=False,
-        save_cpu_ram=True, verbose=False, **kid,
+        input1=str(tmp_path / "samples"), input2=str(tmp_path / "reference"), fid=True, isc=True, kid=True, prc=True,
+        feature_extractor="inception-v3-compat", feature_layer_prc="2048", feature_extractor_weights_path=str(weights),
+        kid_subset_size=min(counts), batch_size=BATCH, cuda=False, cache=False, verbose=False,
     )  # fmt: skip
-    sets = []
-    for name in ("samples", "reference"):
-        parts = [ours(batch) for batch in open_images(tmp_path / name).batches(BATCH)]
-        sets.append({output: torch.cat([part[output] for part in parts]) for output in ours.outputs})
-    samples, reference = sets
-    statistics = [fid_features_to_statistics(one["pool"]) for one in sets]
-    got = {
-        **fid_statistics_to_metric(*statistics, verbose=False),
-        **isc_features_to_metric(samples["logits"], splits=2),
-        **kid_features_to_metric(samples["pool"], reference["pool"], **kid, verbose=False),
+    report = evaluate(
+        {"samples": [open_source(str(tmp_path / "samples"))]},
+        open_source(str(tmp_path / "reference")),
+        ["fid", "is", "kid", "prc"],
+        Measuring(ours, {}, batch=BATCH, resamples=3),
+    )
+    names = {
+        "fid": "frechet_inception_distance",
+        "is": "inception_score_mean",
+        "kid": "kernel_inception_distance_mean",
+        "precision": "precision",
+        "recall": "recall",
     }
-    assert set(got) == set(theirs)
+    (row,) = report.rows
+    assert set(row.scores) == set(names)
     assert theirs["frechet_inception_distance"] > 1e-2
-    for name, value in theirs.items():
-        assert got[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+    assert 0 < theirs["precision"] < 1
+    assert 0 < theirs["recall"] < 1
+    for name, score in row.scores.items():
+        assert score.value == pytest.approx(theirs[names[name]], rel=1e-4, abs=1e-4), name
 
 
 def test_weights_as_safetensors_and_without_counts(net, ours, tmp_path):

@@ -19,6 +19,12 @@ DEFAULT = {"inception": "fid,sfid,is,prc", "classifier": "fid,sfid,is,prc,dc,kid
 
 
 def evaluate(known: argparse.Namespace, rest: list[str]) -> int:
+    ignored = _ignored(known)
+    if ignored:
+        with_curve = "belong to --curve" if not known.curve else "do not go with --curve"
+        raise HemstitchError(f"{', '.join(ignored)} {with_curve}: leave them out")
+    if known.out is not None and not known.curve and known.out.is_dir():
+        raise HemstitchError(f"{known.out} is a folder: --out is the report, a .json")
     if known.curve:
         from .sweeping import sweep
 
@@ -28,12 +34,10 @@ def evaluate(known: argparse.Namespace, rest: list[str]) -> int:
 
     sets: dict[str, Sequence[Source]] = {}
     for argument in known.sets:
-        name, equals, paths = argument.partition("=")
-        if not equals:
-            name, paths = Path(argument.rstrip("/")).name or argument, argument
+        name, paths = _named(argument)
         if name in sets:
             raise HemstitchError(f"two sets are called {name!r}: name them, NAME={argument}")
-        sets[name] = [open_source(path, grey=known.grey) for path in paths.split(",")]
+        sets[name] = [open_source(path, size=known.size, grey=known.grey) for path in paths]
     reference = None
     if known.reference is not None:
         reference = open_reference(known.reference, size=known.reference_size, grey=known.grey)
@@ -42,6 +46,37 @@ def evaluate(known: argparse.Namespace, rest: list[str]) -> int:
     report = evaluate(sets, reference, metrics, measuring, shown(line))
     told(report, known.out, line)
     return 0
+
+
+def _named(argument: str) -> tuple[str, list[str]]:
+    """A set's name and its paths, from PATH or NAME=PATH[,PATH...]. What is there as it stands is a path."""
+    if Path(argument).exists():
+        return Path(argument).resolve().name, [argument]
+    name, equals, paths = argument.partition("=")
+    if not equals:
+        name, paths = Path(argument.rstrip("/")).name or argument, argument
+    return name, paths.split(",") if not Path(paths).exists() else [paths]
+
+
+# What is said for the other of the two that `hemstitch evaluate` does, with the default that says nothing.
+_OF_SETS = {"metrics": None, "cache": None, "size": 0, "order": "shuffled", "resamples": 20}
+_OF_CURVES = {
+    "fractions": "0,0.2,0.4,0.6,0.8,1",
+    "plans": None,
+    "guidances": "1",
+    "steps": None,
+    "sampler": "ddim",
+    "batch": 64,
+    "vae": None,
+    "weights": "ema",
+    "ema": None,
+}
+
+
+def _ignored(known: argparse.Namespace) -> list[str]:
+    """Options given that would do nothing."""
+    others = _OF_SETS if known.curve else _OF_CURVES
+    return [f"--{name}" for name, default in others.items() if getattr(known, name) != default]
 
 
 def measuring_of(known: argparse.Namespace) -> tuple[Measuring, list[str]]:
@@ -54,10 +89,11 @@ def measuring_of(known: argparse.Namespace) -> tuple[Measuring, list[str]]:
     weights = _weights(known.weights_of or [])
     general = (Path(known.extractor).suffix == ".safetensors" and "classifier") or known.extractor
     metrics = (known.metrics or DEFAULT.get(general, "fid,prc")).split(",")
-    needed = {metric.extractor for metric in chosen(metrics).values()} - {None, general}
-    if "classifier" in needed:
+    needed = {metric.extractor for metric in chosen(metrics).values()}
+    if "classifier" in needed and general != "classifier":
         raise HemstitchError("accuracy is a classifier's: give one, --extractor classifier.safetensors")
-    made = _made(known.extractor, weights, device)
+    made = _made(known.extractor, weights, device) if needed & {None, general} else None
+    needed -= {None, general}
     bound = {name: _made(name, weights, device) for name in sorted(n for n in needed if n)}
     return Measuring(
         made,

@@ -94,6 +94,7 @@ def parser_of() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("sets", nargs="+", help="PATH or NAME=PATH[,PATH…]; with --curve members, small first")
     evaluate.add_argument("--metrics", help="some of fid,sfid,is,prc,dc,kid,fd_dinov2,cmmd,accuracy")
+    evaluate.add_argument("--size", type=int, default=0, help="of sets by KIND:PATH, crop and resize to this side")
     _measured(evaluate)
     evaluate.add_argument("--count", type=int, help="pictures of each set at most; samples of each plan (1000)")
     evaluate.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (a GPU if there is one)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,8 @@ def sample(known: argparse.Namespace, rest: list[str]) -> int:
         decode = decoder(known.vae, model.spec, device, known.decode_slice)
     formats = None if known.format is None else known.format.split(",")
     measured = None if known.metrics is None else _Measured.of(known, model, decode)
+    if measured is None and (known.reference is not None or known.cache is not None):
+        raise HemstitchError("--reference and --cache belong to --metrics: say which, as --metrics fid,is")
     if measured is not None:
         formats = [*(formats or []), "features"]
     line, progress = Line(), None
@@ -83,6 +85,7 @@ class _Measured:
     @classmethod
     def of(cls, known: argparse.Namespace, model: Denoiser, decode: Decoder | None) -> _Measured:
         """As the options say, checked before anything is sampled."""
+        from ..bulk.settings import chosen_labels
         from ..evaluate.evaluation import check
         from ..evaluate.reference import Source, open_reference
         from .evaluating import measuring_of
@@ -92,7 +95,14 @@ class _Measured:
         if known.reference is not None:
             reference = open_reference(known.reference, size=known.reference_size, grey=known.grey)
         side = model.spec.size if decode is None else decode.size(model.spec.size)
-        check({"samples": [Source("the samples", None, to_come=(side, side))]}, reference, metrics, measuring)
+        labels, count = _labels(known.labels, known.num, model.spec.num_classes)
+        chosen = chosen_labels(labels, model.spec.num_classes, count, known.seed)
+        if count < 2:
+            raise HemstitchError("figures are of at least 2 samples: --num 50000")
+        samples = Source("the samples", None, chosen, to_come=(side, side))
+        check({"samples": [samples]}, reference, metrics, replace(measuring, count=count))
+        if (known.out / "report.json").is_dir():
+            raise HemstitchError(f"{known.out / 'report.json'} is a folder: the report goes there")
         return cls(reference, measuring, metrics)
 
     @property
@@ -157,7 +167,7 @@ def loaded(
     members: dict[str, Denoiser] = {}
     for argument in arguments:
         name, equals, path = argument.partition("=")
-        if not equals:
+        if not equals or Path(argument).exists():
             name, path = Path(argument).stem, argument
             if len(arguments) > 1:
                 raise HemstitchError(f"name each of several members: NAME={argument}")

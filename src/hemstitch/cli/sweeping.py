@@ -11,8 +11,13 @@ from ..errors import HemstitchError
 from .line import Line, clock
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..denoiser import Denoiser
     from ..evaluate.curve import Candidate, Point, Setting
+    from ..evaluate.extractors import Extractor
+    from ..evaluate.frechet import Moments
+    from ..evaluate.reference import Source
     from ..stitch.plan import Plan
 
 
@@ -32,7 +37,7 @@ def sweep(known: argparse.Namespace) -> int:
         raise HemstitchError("a curve is of two members or more: small=PATH large=PATH")
     large = list(members)[-1]
     setting, reference = _setting(known, members, large)
-    candidates = _candidates(known, members, large, setting)
+    candidates = _candidates(known, members, large, setting.cost)
     out = known.out or Path("curve")
     line = Line()
     points: list[Point] = []
@@ -56,7 +61,7 @@ def sweep(known: argparse.Namespace) -> int:
         "reference": reference,
     }
     data = {"points": [p.to_json() for p in points], "provenance": source}
-    write_text(out / "curve.json", json.dumps(data, indent=1))
+    write_text(out / "curve.json", json.dumps(data, indent=1, allow_nan=False))
     title = f"{' → '.join(members)}; {candidates[0].plan.steps} steps of {setting.sampler}, {setting.num} samples"
     write_bytes(out / "curve.png", curve_png(points, title, large))
     line.say(f"{out / 'curve.png'} and curve.json")
@@ -67,21 +72,19 @@ def _setting(known: argparse.Namespace, members: dict[str, Denoiser], large: str
     """How all plans are sampled and measured, and what the reference is."""
     from ..bulk.settings import chosen_labels
     from ..evaluate.curve import Setting
-    from ..evaluate.features import moments_of
-    from ..evaluate.reference import open_reference
+    from ..evaluate.evaluation import check
+    from ..evaluate.reference import Source, open_reference
     from ..share import device_of
+    from ..stitch.latency import seconds_per_call
     from .evaluating import measuring_of
 
     if known.reference is None:
         raise HemstitchError("a curve measures a distance to a reference: give one (--reference imagenet/val)")
     device, spec = device_of(known.device), members[large].spec
-    measuring, _ = measuring_of(known)
+    known.metrics = "fid"
+    measuring, metrics = measuring_of(known)
+    assert measuring.extractor is not None  # which a Fréchet distance needs
     source = open_reference(known.reference, size=known.reference_size, grey=known.grey)
-    moments = (source.statistics or {}).get("pool")
-    if moments is None:
-        if source.images is None:
-            raise HemstitchError(f"{source.name} has no statistics of pooled features: give pictures")
-        moments = moments_of(source.images, measuring.extractor)
     decode = None
     if known.vae is not None:
         from ..autoencoder import decoder
@@ -89,20 +92,39 @@ def _setting(known: argparse.Namespace, members: dict[str, Denoiser], large: str
         decode = decoder(known.vae, spec, device)
     elif spec.channels not in (1, 3):
         raise HemstitchError(f"samples of {spec.channels} channels are latents: decode them (--vae FOLDER)")
-    num = known.count or 1000
+    num = 1000 if known.count is None else known.count
+    if num < 2 or known.batch < 1 or (known.steps is not None and known.steps < 1):
+        raise HemstitchError("a curve is of at least 2 samples (--count), 1 at a time (--batch), and 1 step (--steps)")
+    side = spec.size if decode is None else decode.size(spec.size)
+    check({"samples": [Source("the samples", None, to_come=(side, side))]}, source, metrics, measuring)
+    moments = _moments(source, measuring.extractor)
+    guided = any(g != 1 for g in _numbers(known.guidances, "--guidances"))
+    cost = seconds_per_call(members, min(known.batch, num), guided=guided)
     labels = chosen_labels(None, spec.num_classes, num, 0)
     setting = Setting(
-        members, large, labels, num, min(known.batch, num), known.sampler, measuring.extractor, moments, decode
+        members, large, labels, num, min(known.batch, num), known.sampler, measuring.extractor, moments, cost, decode
     )
     return setting, f"{source.name} {source.hash[:12]}".strip()
 
 
+def _moments(source: Source, extractor: Extractor) -> Moments:
+    """The reference's: published, of features that are there, or of its pictures."""
+    from ..evaluate.features import moments_of
+
+    if source.statistics and "pool" in source.statistics:
+        return source.statistics["pool"]
+    kept = (source.features or {}).get(extractor.name)
+    if kept is not None:
+        return kept.moments("pool")
+    assert source.images is not None  # checked
+    return moments_of(source.images, extractor)
+
+
 def _candidates(
-    known: argparse.Namespace, members: dict[str, Denoiser], large: str, setting: Setting
+    known: argparse.Namespace, members: dict[str, Denoiser], large: str, cost: Mapping[str, float]
 ) -> list[Candidate]:
     from ..evaluate.curve import candidates_of
     from ..files import read_json_file
-    from ..stitch.latency import seconds_per_call
     from ..stitch.plan import Plan
 
     guidances = _numbers(known.guidances, "--guidances")
@@ -122,7 +144,6 @@ def _candidates(
         raise HemstitchError("a curve of more than two members needs plans: --plans a.json,b.json")
     if any(plan.steps != steps for _, plan in plans):
         raise HemstitchError(f"all plans of a curve are of one number of steps: {sorted({p.steps for _, p in plans})}")
-    cost = seconds_per_call(members, setting.batch, guided=any(g != 1 for g in guidances))
     return candidates_of(plans, large, cost, guidances)
 
 

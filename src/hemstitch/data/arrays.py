@@ -52,7 +52,9 @@ class Arrays(Dataset):
             )
         _check_values(self._images, path)
         self.name = f"arrays:{Path(os.path.abspath(path)).stem}"
-        self.labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else _checked(labels, images, path)
+        self.labels = (
+            torch.zeros(len(images), dtype=torch.int64) if labels is None else checked_labels(labels, len(images), path)
+        )
         self.classes = () if labels is None else numbered(int(labels.max()), str(path))
 
     def images(self, index_B: Tensor) -> Tensor:
@@ -131,11 +133,11 @@ def _check_values(images: np.ndarray, path: Path) -> None:
         )
 
 
-def _checked(labels: np.ndarray, images: np.ndarray, path: Path) -> Tensor:
-    """Labels as (N,) int64. HemstitchError unless they are N whole numbers from 0."""
-    if labels.ndim != 1 or len(labels) != len(images):
+def checked_labels(labels: np.ndarray, count: int, path: Path) -> Tensor:
+    """Labels as (N,) int64. HemstitchError, naming `path`, unless they are N = `count` whole numbers from 0."""
+    if labels.ndim != 1 or len(labels) != count:
         raise HemstitchError(
-            f"the labels of {path} are of shape {labels.shape}, for {len(images)} images: expected ({len(images)},)"
+            f"the labels of {path} are of shape {labels.shape}, for {count} images: expected ({count},)"
         )
     if labels.dtype.kind not in "iu":
         raise HemstitchError(

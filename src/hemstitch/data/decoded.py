@@ -48,6 +48,8 @@ class Decoded(Dataset):
     warned of once and listed in `broken`; when they, with the `lost` ones, are more than 1% of all (and more than 3),
     `images` raises a HemstitchError, from then on. It may be called from several threads at once.
 
+    lost: about how many images are known to be gone, beside those that there are.
+
     A subclass says what the bytes of an image are (`_encoded`) and what a message calls it (`_where`).
     """
 
@@ -70,7 +72,7 @@ class Decoded(Dataset):
         self._place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order))).numpy()
         self._starts = [0, *torch.cumsum(torch.bincount(labels), 0).tolist()]
         self._unreadable: frozenset[int] = frozenset()
-        self._lost = lost
+        self.lost = lost
 
     @abstractmethod
     def _encoded(self, index: int) -> bytes:
@@ -121,7 +123,7 @@ class Decoded(Dataset):
     @property
     def _spare(self) -> int:
         """How many images may be unreadable before it is an error."""
-        return max(3, math.floor((len(self) + self._lost) / 100)) - self._lost
+        return max(3, math.floor((len(self) + self.lost) / 100)) - self.lost
 
     def _report(self, failed: set[int]) -> None:
         """Note images that turned out broken; warn of the new ones, or raise when they are too many."""
@@ -130,7 +132,7 @@ class Decoded(Dataset):
             self._unreadable |= failed
             self.broken += map(self._where, new)
         if len(self._unreadable) > self._spare:
-            lost = f", and about {self._lost:,} are lost beside them" if self._lost else ""
+            lost = f", and about {self.lost:,} are lost beside them" if self.lost else ""
             raise HemstitchError(
                 f"more than 1% of the images in {self.path} cannot be decoded, {len(self._unreadable)} of {len(self)} "
                 f"so far{lost}: {some([str(self._where(at)) for at in sorted(self._unreadable)])}; "

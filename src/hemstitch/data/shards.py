@@ -59,7 +59,7 @@ class Shards(Decoded):
     def __init__(self, path: Path, size: int) -> None:
         require_pillow(size)
         path = Path(path)
-        shards = list(pool().map(_index, _paths(path)))
+        shards = list(pool().map(indexed, shard_paths(path)))
         labelled = any((shard.label_n >= 0).any() for shard in shards)
         if labelled:  # in a damaged shard, labels may have been in the part that is gone
             shards = [shard.labelled_only() if shard.damage else shard for shard in shards]
@@ -67,7 +67,7 @@ class Shards(Decoded):
         self._shard = np.repeat(np.arange(len(shards)), [len(shard.names) for shard in shards])
         self._offset = np.concatenate([shard.offset_n for shard in shards])
         self._bytes = np.concatenate([shard.size_n for shard in shards])
-        self._files = _Files([shard.path for shard in shards])
+        self._files = Files([shard.path for shard in shards])
         labels = torch.from_numpy(np.concatenate([shard.label_n for shard in shards]))
         trouble = [f"{shard.path} ({shard.damage})" for shard in shards if shard.damage]
         trouble += [f"{shard.path / name} (a label without an image)" for shard in shards for name in shard.imageless]
@@ -89,7 +89,7 @@ class Shards(Decoded):
 
     def _tell(self, trouble: Sequence[str]) -> None:
         """Warn of samples that are lost, or raise when they are too many."""
-        share = f"about {self._lost:,} of {len(self) + self._lost:,} samples in {self.path} are lost"
+        share = f"about {self.lost:,} of {len(self) + self.lost:,} samples in {self.path} are lost"
         if self._spare < 0:
             raise HemstitchError(
                 f"{share}, more than 1%: {some(trouble)}; copy or write these shards again, or leave them out"
@@ -112,7 +112,7 @@ class _Member(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Shard:
+class Shard:
     """What is in a tar file.
 
     names, offset_n, size_n: of the images. label_n: -1 is none. imageless: names of labels that have no image.
@@ -130,7 +130,8 @@ class _Shard:
     used: int
     room: int
 
-    def labelled_only(self) -> _Shard:
+    def labelled_only(self) -> Shard:
+        """This, without the images that have no label."""
         kept = np.flatnonzero(self.label_n >= 0)
         return replace(
             self,
@@ -149,8 +150,11 @@ class _DamageError(Exception):
         self.room = room
 
 
-class _Files:
-    """Reads many files at any place, from several threads at once. The first few stay open."""
+class Files:
+    """Reads many files at any place, from several threads at once. The first few stay open.
+
+    paths: the files, which `read` calls by their place in it.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -179,16 +183,19 @@ class _Files:
             if not kept:
                 os.close(descriptor)
 
-    def __reduce__(self) -> tuple[type[_Files], tuple[Sequence[Path]]]:
-        return _Files, (self.paths,)
+    def __reduce__(self) -> tuple[type[Files], tuple[Sequence[Path]]]:
+        return Files, (self.paths,)
 
     def __del__(self) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)
 
 
-def _paths(path: Path) -> list[Path]:
-    """The shards that a folder, a file or a pattern means, sorted by name."""
+def shard_paths(path: Path) -> list[Path]:
+    """The shards that a folder, a file or a pattern (imgs-{0000..0099}.tar) means, sorted by name.
+
+    HemstitchError if there are none, if some are not there, or if one is compressed.
+    """
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
         for file in files:
@@ -265,7 +272,7 @@ def _class_names(folder: Path, largest: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _lost(shards: Sequence[_Shard]) -> int:
+def _lost(shards: Sequence[Shard]) -> int:
     """About how many samples are missing, by the rule that `Shards` states."""
     sound = [len(shard.names) for shard in shards if not shard.damage]
     usual = round(statistics.median(sound)) if sound else 0
@@ -288,7 +295,7 @@ class _Sample:
     json: _Member | None = None
 
 
-def _index(path: Path) -> _Shard:
+def indexed(path: Path) -> Shard:
     """Read the headers and labels of a shard. HemstitchError if it is compressed, or its labels are none."""
     try:
         with path.open("rb", buffering=0) as stream:
@@ -297,7 +304,7 @@ def _index(path: Path) -> _Shard:
         raise unreadable(path, error) from error
 
 
-def _index_open(path: Path, descriptor: int) -> _Shard:
+def _index_open(path: Path, descriptor: int) -> Shard:
     length = os.fstat(descriptor).st_size
     if os.pread(descriptor, 2, 0) == b"\x1f\x8b":
         raise _compressed(path)
@@ -321,7 +328,7 @@ def _index_open(path: Path, descriptor: int) -> _Shard:
         elif (lone := sample.cls or sample.json) and label >= 0 and not damage:
             imageless.append(lone.name)
     offset_n, size_n, label_n = np.array(numbers, np.int64).reshape(-1, 3).T
-    return _Shard(path, names, offset_n, size_n, label_n, imageless, damage, used, room)
+    return Shard(path, names, offset_n, size_n, label_n, imageless, damage, used, room)
 
 
 def _add(member: _Member, samples: dict[str, _Sample], path: Path) -> None:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from .evaluation import Measuring, Report, evaluate
     from .extractors import Extractor, extractor, wrapped
     from .frechet import Accumulator, Moments, frechet_distance, frechet_score
-    from .images import open_images
+    from .images import TensorImages, open_images
     from .kernels import cmmd, kernel_distance
     from .neighbours import Manifold
     from .reference import open_reference, open_source
-    from .score import Score, verdict
+    from .score import Score, compared
 
 _HOME = {
     "Accumulator": "frechet",
@@ -27,7 +27,9 @@ _HOME = {
     "Moments": "frechet",
     "Report": "evaluation",
     "Score": "score",
+    "TensorImages": "images",
     "cmmd": "kernels",
+    "compared": "score",
     "evaluate": "evaluation",
     "extractor": "extractors",
     "frechet_distance": "frechet",
@@ -36,7 +38,6 @@ _HOME = {
     "open_images": "images",
     "open_reference": "reference",
     "open_source": "reference",
-    "verdict": "score",
     "wrapped": "extractors",
 }
 

@@ -26,6 +26,7 @@ from ..stitch.plan import Plan
 from ..stitch.stitched import Stitched
 from .extractors import Extractor
 from .frechet import Moments, bootstrap_distances, frechet_distance
+from .score import resampled_means
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Point:
     guidance: its scale. distance: Fréchet distance to the reference; distance_error: its standard error; gap_error:
     that of its difference from the distance of the baseline, the large model alone at every step and this guidance.
     Both by bootstrap over the samples, the same draws for all plans, whose sample i has the same seed and label.
-    accuracy: share of samples that a classifier takes for their class, None without one. ms_per_image: median over
-    batches. speedup: against the baseline, measured; speedup_ideal: from the members' own cost per step, as if
-    stitching cost nothing.
+    accuracy: share of samples that a classifier takes for their class, with its standard error; None without one.
+    ms_per_image: median over batches. speedup: against the baseline, measured; speedup_ideal: from the members' own
+    cost per step, as if stitching cost nothing.
     """
 
     plan: str
@@ -49,6 +50,7 @@ class Point:
     distance_error: float
     gap_error: float
     accuracy: float | None
+    accuracy_error: float | None
     ms_per_image: float
     speedup: float
     speedup_ideal: float
@@ -72,7 +74,8 @@ class Setting:
     """What all points of a curve share.
 
     labels: (N,), None for unconditional members, with num. large: the member that is the baseline. reference: moments
-    of its pooled features. decode: of latents. shown: so many samples of each plan are kept to be looked at.
+    of its pooled features. cost: seconds per call of each member, where no plan uses it alone. decode: of latents.
+    shown: so many samples of each plan are kept to be looked at.
     """
 
     members: Mapping[str, Denoiser]
@@ -83,9 +86,14 @@ class Setting:
     sampler: str
     extractor: Extractor
     reference: Moments
+    cost: Mapping[str, float]
     decode: Callable[[Tensor], Tensor] | None = None
-    quantise: Quantise = "round"
     shown: int = 0
+
+    @property
+    def quantise(self) -> Quantise:
+        """As `write_samples` does by default."""
+        return "floor" if self.decode is None else "round"
 
     @property
     def rounds(self) -> int:
@@ -139,6 +147,7 @@ def measure(setting: Setting, candidates: Sequence[Candidate]) -> Iterator[Turn]
         if set(first.plan.assignment) != {setting.large}:
             raise HemstitchError(f"the first plan of each guidance is {setting.large} alone, not {first.plan}")
     models = [Stitched(setting.members, c.plan) for c in candidates]
+    setting.images(models[0], candidates[0].guidance, 0)  # warm, lest the baseline alone pay for it
     taken = [_Taken([], [], [], []) for _ in candidates]
     baselines: dict[float, _Measured] = {}
     began, done, total = time.perf_counter(), 0, setting.rounds * len(candidates)
@@ -154,7 +163,7 @@ def measure(setting: Setting, candidates: Sequence[Candidate]) -> Iterator[Turn]
             if is_last:
                 measured = _Measured.of(setting, candidate, mine)
                 base = baselines.setdefault(candidate.guidance, measured)
-                cost = _cost(candidates, taken, candidate.guidance, setting.rounds)
+                cost = _cost(setting, candidates, taken, candidate.guidance)
                 shown = torch.stack(mine.shown) if mine.shown else images[:0]
                 finished = Finished(measured.point(base, cost), shown)
             left = (time.perf_counter() - began) * (total - done) / done
@@ -170,16 +179,17 @@ def _take(setting: Setting, mine: _Taken, images: Tensor, start: int) -> None:
     mine.shown += list(images[: max(0, setting.shown - len(mine.shown))])
 
 
-def _cost(candidates: Sequence[Candidate], taken: Sequence[_Taken], guidance: float, rounds: int) -> dict[str, float]:
-    """Seconds per image and step of each member, from the plans that use it alone, in the same run."""
+def _cost(
+    setting: Setting, candidates: Sequence[Candidate], taken: Sequence[_Taken], guidance: float
+) -> dict[str, float]:
+    """Seconds per image and step of each member, from the plans that use it alone, in the same run; else what a call of
+    it was measured to cost before."""
     cost: dict[str, float] = {}
     for candidate, mine in zip(candidates, taken, strict=True):
         names = list(candidate.plan.counts)
-        # the first batch warms up, where there are more
-        seconds = mine.seconds[1:] or mine.seconds
-        if candidate.guidance == guidance and len(names) == 1 and names[0] not in cost and seconds:
-            cost[names[0]] = statistics.median(seconds) / candidate.plan.steps
-    return cost
+        if candidate.guidance == guidance and len(names) == 1 and names[0] not in cost:
+            cost[names[0]] = statistics.median(mine.seconds) / candidate.plan.steps
+    return {name: seconds / setting.batch for name, seconds in setting.cost.items()} | cost
 
 
 @dataclass(frozen=True)
@@ -190,24 +200,25 @@ class _Measured:
     distance: float
     resampled: NDArray[np.float64]
     accuracy: float | None
+    accuracy_error: float | None
     seconds: float
 
     @classmethod
     def of(cls, setting: Setting, candidate: Candidate, mine: _Taken) -> _Measured:
         features = torch.cat(mine.pool)
+        right = torch.cat(mine.right).numpy() if mine.right else None
         return cls(
             candidate,
             frechet_distance(Moments.of(features), setting.reference),
             bootstrap_distances(features, setting.reference),
-            float(torch.cat(mine.right).double().mean()) if mine.right else None,
+            None if right is None else float(right.mean()),
+            None if right is None else float(resampled_means(right, 100).std(ddof=1)),
             statistics.median(mine.seconds),
         )
 
     def point(self, baseline: _Measured, cost: Mapping[str, float]) -> Point:
         """This candidate beside the baseline."""
         plan = self.candidate.plan
-        known = set(plan.counts) <= set(cost)
-        ideal = ideal_seconds(baseline.candidate.plan, cost) / ideal_seconds(plan, cost) if known else float("nan")
         return Point(
             plan=self.candidate.name,
             fraction=self.candidate.fraction,
@@ -217,9 +228,10 @@ class _Measured:
             distance_error=float(self.resampled.std(ddof=1)),
             gap_error=float((self.resampled - baseline.resampled).std(ddof=1)),
             accuracy=self.accuracy,
+            accuracy_error=self.accuracy_error,
             ms_per_image=1000 * self.seconds,
             speedup=baseline.seconds / self.seconds,
-            speedup_ideal=ideal,
+            speedup_ideal=ideal_seconds(baseline.candidate.plan, cost) / ideal_seconds(plan, cost),
         )
 
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from scipy.stats import t as student
 
 from ..errors import HemstitchError
 from ..provenance import provenance
 from .extractors import Extractor
-from .features import INDEX, FeatureSet, Maker, extracted, stored
+from .features import FeatureSet, Maker, extracted, stored
 from .images import Images, content
 from .inception_score import Order
 from .metrics import Context, Metric, chosen
 from .reference import Reference, Source, pinned
-from .score import NORMAL_95, Score, Verdict, gap_error, verdict
+from .score import Compared, Score, compared, repeated
 
 Show = Callable[[str, int, int, float], None]  # what is done, how much of it, of how much, seconds left
 
@@ -36,14 +33,6 @@ class Row:
     counts: tuple[int, ...]
     contents: tuple[str, ...]
     scores: dict[str, Score]
-
-
-class Comparison(NamedTuple):
-    """A figure of one set against the first: the difference, its standard error, and what may be said."""
-
-    gap: float
-    error: float
-    said: Verdict
 
 
 @dataclass(frozen=True)
@@ -60,15 +49,10 @@ class Report:
     better: dict[str, str]
     provenance: dict[str, str]
 
-    def against_first(self, row: Row) -> dict[str, Comparison]:
+    def against_first(self, row: Row) -> dict[str, Compared]:
         """Every figure of a row against that of the first row."""
         first = self.rows[0].scores
-        return {
-            name: Comparison(
-                score.value - first[name].value, gap_error(score, first[name]), verdict(score, first[name])
-            )
-            for name, score in row.scores.items()
-        }
+        return {name: compared(score, first[name]) for name, score in row.scores.items()}
 
     def __str__(self) -> str:
         """As a table for a terminal."""
@@ -81,8 +65,8 @@ class Report:
         for i, row in enumerate(self.rows):
             figures = {name: _told(score) for name, score in row.scores.items()}
             if i:
-                for name, compared in self.against_first(row).items():
-                    figures[name]["against_first"] = compared._asdict()
+                for name, found in self.against_first(row).items():
+                    figures[name]["against_first"] = found._asdict()
             sources = [{"name": s.name, "shares": s.seed, **(s.told or {})} for s in row.sources]
             told = {"name": row.name, "images": row.counts, "content": row.contents, "sources": sources}
             rows.append({**told, "figures": figures})
@@ -94,7 +78,7 @@ class Report:
             "extractors": extractors,
             "provenance": self.provenance,
         }
-        return json.dumps(data, indent=1)
+        return json.dumps(data, indent=1, allow_nan=False)
 
 
 def _told(score: Score) -> dict[str, Any]:
@@ -106,14 +90,15 @@ def _told(score: Score) -> dict[str, Any]:
 class Measuring:
     """How to measure.
 
-    extractor: for every metric that is not bound to another. bound: those others, by name ("dinov2", "clip"). count:
+    extractor: for every metric that is not bound to another; None if there is none of those. bound: the others, by name
+    ("dinov2", "clip"). count:
     pictures of each set at most. batch: extracted at a time. cache: a folder where features are kept for next time;
     None keeps them until the end. resamples: of the bootstrap of Fréchet distances; the other metrics take five times
     as many. order: of the samples in an Inception Score, "shuffled" as torch-fidelity or "given" as ADM.
     """
 
-    extractor: Extractor
-    bound: Mapping[str, Extractor]
+    extractor: Extractor | None
+    bound: Mapping[str, Extractor] = field(default_factory=dict)
     count: int | None = None
     batch: int = 64
     cache: Path | None = None
@@ -123,15 +108,15 @@ class Measuring:
 
     def by(self, metric: Metric) -> Extractor:
         """The extractor of a metric."""
-        if metric.extractor in (None, self.extractor.name):
+        if self.extractor is not None and metric.extractor in (None, self.extractor.name):
             return self.extractor
-        if metric.extractor not in self.bound:
-            raise HemstitchError(f"{metric.told}: give its extractor, {metric.extractor}")
+        if metric.extractor is None or metric.extractor not in self.bound:
+            raise HemstitchError(f"{metric.told}: give its extractor, {metric.extractor or 'inception or another'}")
         return self.bound[metric.extractor]
 
 
 def evaluate(
-    sets: Mapping[str, Sequence[Source]],
+    sets: Mapping[str, Source | Sequence[Source]],
     reference: Source | None,
     metrics: Sequence[str],
     measuring: Measuring,
@@ -144,10 +129,14 @@ def evaluate(
     on. Raises HemstitchError.
     """
     asked = chosen(list(metrics))
-    check(sets, reference, metrics, measuring)
-    scores: dict[str, list[dict[str, Score]]] = {name: [{} for _ in sources] for name, sources in sets.items()}
-    contents: dict[str, list[str]] = {name: ["" for _ in sources] for name, sources in sets.items()}
-    counts: dict[str, list[int]] = {name: [0 for _ in sources] for name, sources in sets.items()}
+    listed = {name: [one] if isinstance(one, Source) else list(one) for name, one in sets.items()}
+    check(listed, reference, metrics, measuring)
+    for source in _everything(listed, reference):
+        if source.images is not None:
+            source.images.checked(_named(f"{source.name}: looking through", show))
+    scores: dict[str, list[dict[str, Score]]] = {name: [{} for _ in sources] for name, sources in listed.items()}
+    contents: dict[str, list[str]] = {name: ["" for _ in sources] for name, sources in listed.items()}
+    counts: dict[str, list[int]] = {name: [0 for _ in sources] for name, sources in listed.items()}
     made: dict[str, Maker] = {}
     told: dict[str, Any] | None = None
     with tempfile.TemporaryDirectory(prefix="hemstitch-features-") as aside:
@@ -159,17 +148,19 @@ def evaluate(
                 against = _reference(reference, extractor, needs, measuring, Path(aside), show)
                 told = _pinned(told, reference, against)
             context = Context(against, measuring.resamples, measuring.order, measuring.device)
-            for name, sources in sets.items():
+            for name, sources in listed.items():
                 for i, source in enumerate(sources):
                     features = _features(source, extractor, measuring, Path(aside), show)
+                    if i and features.index.content in contents[name][:i]:
+                        raise HemstitchError(f"two of the sets of {name} are the same pictures: give other seeds")
                     contents[name][i], counts[name][i] = features.index.content, len(features)
                     for metric_name, metric in of_this.items():
                         context.progress = _named(f"{features.name}: {metric_name}", show)
                         scores[name][i] |= metric.compute(features, context)
             made |= {figure: Maker.of(extractor) for m in of_this.values() for figure in m.figures}
     rows = tuple(
-        Row(name, tuple(sets[name]), tuple(counts[name]), tuple(contents[name]), _combined(scores[name]))
-        for name in sets
+        Row(name, tuple(listed[name]), tuple(counts[name]), tuple(contents[name]), _combined(scores[name]))
+        for name in listed
     )
     return Report(
         rows,
@@ -197,16 +188,25 @@ def check(
     asked = chosen(list(metrics))
     if not sets or not all(sets.values()):
         raise HemstitchError("there is nothing to evaluate: give a set of pictures")
-    everything = [source for sources in sets.values() for source in sources] + ([reference] if reference else [])
-    sizes = {source.name: source.size for source in everything if source.size is not None}
-    if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{name} {h} x {w}" for name, (h, w) in sizes.items())
+    if measuring.resamples < 2:
+        raise HemstitchError(f"errors are of at least 2 resamples, not {measuring.resamples}")
+    if measuring.batch < 1 or (measuring.count is not None and measuring.count < 2):
+        raise HemstitchError("pictures are extracted at least 1 at a time, and a set has at least 2")
+    for name, sources in sets.items():
+        _check_repeats(name, sources)
+    everything = _everything(sets, reference)
+    sizes = [(source.name, source.size) for source in everything if source.size is not None]
+    if len({size for _, size in sizes}) > 1:
+        told = ", ".join(f"{name} {h} x {w}" for name, (h, w) in sizes)
         raise HemstitchError(
             f"pictures of different sizes are not compared: {told}. For a reference of larger ones give KIND:PATH and "
             "the size (--reference folder:PATH --reference-size 256)"
         )
     for name, metric in asked.items():
         extractor = measuring.by(metric)
+        for source in everything:
+            if source.count is not None and min(source.count, measuring.count or source.count) < metric.least:
+                raise HemstitchError(f"{name} needs at least {metric.least} pictures, and {source.name} has fewer")
         lacking = [output for output in metric.outputs if output not in extractor.outputs]
         if lacking:
             raise HemstitchError(f"{name} needs {', '.join(lacking)} features, which {extractor.name} does not give")
@@ -226,9 +226,39 @@ def check(
         if reference is not None:
             _check_statistics(everything, reference, extractor, asked, measuring)
     if "accuracy" in asked:
-        unlabelled = [s.name for sources in sets.values() for s in sources if s.labels is None and not s.to_come]
-        if unlabelled:
-            raise HemstitchError(f"{', '.join(unlabelled)} has no labels: leave accuracy out")
+        _check_labels([source for sources in sets.values() for source in sources], measuring.by(asked["accuracy"]))
+
+
+def _everything(sets: Mapping[str, Sequence[Source]], reference: Source | None) -> list[Source]:
+    return [source for sources in sets.values() for source in sources] + ([reference] if reference else [])
+
+
+def _check_repeats(name: str, sources: Sequence[Source]) -> None:
+    """That repeated seeds are of one model, and not one of them twice."""
+    told = [source.told for source in sources if source.told]
+    for key in ("model", "sampler", "steps", "guidance"):
+        values = {str(t.get(key)) for t in told}
+        if len(values) > 1:
+            raise HemstitchError(
+                f"repeated seeds of {name} are of one model: their {key} is {' and '.join(sorted(values))}"
+            )
+    contents = [t.get("content") for t in told]
+    if len(set(map(str, contents))) < len(contents) or len({id(s) for s in sources}) < len(sources):
+        raise HemstitchError(f"two of the sets of {name} are the same samples: give other seeds")
+
+
+def _check_labels(sources: Sequence[Source], extractor: Extractor) -> None:
+    """That every picture has a label, and the classifier an answer for each."""
+    unlabelled = [source.name for source in sources if source.labels is None]
+    if unlabelled:
+        raise HemstitchError(f"{', '.join(unlabelled)} has no labels: leave accuracy out")
+    classes = _widths(sources, extractor).get("logits", 0)
+    for source in sources:
+        assert source.labels is not None
+        named = source.images.classes if source.images is not None else ()
+        if int(source.labels.max()) >= classes or (named and len(named) != classes):
+            many = max(len(named), int(source.labels.max()) + 1)
+            raise HemstitchError(f"{source.name} has {many} classes, and the classifier {classes}: leave accuracy out")
 
 
 def _check_features(source: Source, extractor: Extractor) -> None:
@@ -293,7 +323,7 @@ def _features(source: Source, extractor: Extractor, measuring: Measuring, aside:
     if measuring.cache is None:
         folder = Path(tempfile.mkdtemp(dir=aside))
     else:
-        folder = measuring.cache / f"{_hashed(images, show)[:16]}-{extractor.hash}-{total}"
+        folder = Path(measuring.cache) / f"{_hashed(images, show)[:16]}-{extractor.hash}-{total}"
         found_before = _cached(folder, source, extractor)
         if found_before is not None:
             return found_before
@@ -315,9 +345,10 @@ def _features(source: Source, extractor: Extractor, measuring: Measuring, aside:
 
 def _cached(folder: Path, source: Source, extractor: Extractor) -> FeatureSet | None:
     """What an earlier evaluation kept, if this very extractor made it."""
-    if not (folder / INDEX).exists():
+    try:
+        kept = stored(folder, source.name, source.labels, source.seed)
+    except HemstitchError:  # not there, damaged or unfinished: made again
         return None
-    kept = stored(folder, source.name, source.labels, source.seed)
     return kept if kept.index.maker == Maker.of(extractor) else None
 
 
@@ -350,18 +381,4 @@ def _pinned(told: dict[str, Any] | None, source: Source, reference: Reference) -
 
 def _combined(of_seeds: list[dict[str, Score]]) -> dict[str, Score]:
     """Of one set, its scores; of repeated seeds, their mean with the error that their spread gives."""
-    if len(of_seeds) == 1:
-        return of_seeds[0]
-    n = len(of_seeds)
-    # so that 1.96 errors are the 95 % interval of Student's distribution, wide as it is for a few seeds
-    scale = float(student.ppf(0.975, n - 1)) / NORMAL_95 / n**0.5
-    combined = {}
-    for name in of_seeds[0]:
-        values = np.array([scores[name].value for scores in of_seeds])
-        combined[name] = Score(float(values.mean()), values, scale, f"mean of {n} seeds; interval by their spread")
-    return combined
-
-
-def digest(report: Report) -> str:
-    """Twelve hex digits of the figures, to cite a report by."""
-    return hashlib.sha256(report.to_json().encode()).hexdigest()[:12]
+    return {name: repeated([scores[name] for scores in of_seeds]) for name in of_seeds[0]}

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import HemstitchError
-from ..files import mapped_tensors, read_json_file, save_tensors, write_atomic, write_text
+from ..files import discard, mapped_tensors, read_json_file, save_tensors, write_atomic, write_text
+from ..marked import sha256
 from ..recipe import from_dict
 from ..share import Pace, Progress
 from .extractors import Extractor
@@ -48,12 +49,17 @@ class Maker:
 
 @dataclass(frozen=True)
 class Index:
-    """What lies beside the shards. content: a hash of the pictures, see `ContentHash`. size: (height, width)."""
+    """What lies beside the shards.
+
+    content: a hash of the pictures, see `ContentHash`. size: (height, width). shards: the sha256 of each file; empty
+    where others vouch for them.
+    """
 
     maker: Maker
     content: str
     count: int
     size: tuple[int, int]
+    shards: tuple[str, ...] = ()
 
 
 class MappedRows:
@@ -160,6 +166,9 @@ def extracted(
     """
     total = len(images) if count is None else min(count, len(images))
     maker, hashed = Maker.of(extractor), ContentHash(images.size)
+    shards: list[str] = []
+    for leftover in (*out.glob("[0-9]*.safetensors"), *out.glob(".*.tmp"), out / INDEX):
+        discard(leftover)
     done = 0
     pace = Pace(total, 0)
     parts: list[dict[str, Tensor]] = []
@@ -171,12 +180,14 @@ def extracted(
         done += len(pictures)
         pace.add(len(pictures))
         if done % per_shard == 0 or done == total:
-            _save(out / f"{(done - 1) // per_shard:05d}.safetensors", parts)
+            path = out / f"{len(shards):05d}.safetensors"
+            _save(path, parts)
+            shards.append(sha256(path))
             parts = []
         yield Extraction(pace.read())
         if done == total:
             break
-    index = Index(maker, hashed.hexdigest(), total, images.size)
+    index = Index(maker, hashed.hexdigest(), total, images.size, tuple(shards))
     write_text(out / INDEX, json.dumps(asdict(index), indent=1))
     told = images.labels if labels is None else labels
     features = stored(out, images.name if name is None else name, told, seed)
@@ -208,7 +219,11 @@ def stored(out: Path, name: str, labels: Tensor | None = None, seed: str = "") -
         index = cast(Index, from_dict(Index, read_json_file(path), str(path)))
     except HemstitchError as error:
         raise HemstitchError(f"{out} holds no features that can be read: {error}") from None
-    return read_shards(sorted(out.glob("[0-9]*.safetensors")), index, name, labels, seed)
+    paths = [out / f"{k:05d}.safetensors" for k in range(len(index.shards))]
+    for path, expected in zip(paths, index.shards, strict=True):
+        if not path.is_file() or sha256(path) != expected:
+            raise HemstitchError(f"{path} is not what was written: remove {out}, and extract the features again")
+    return read_shards(paths, index, name, labels, seed)
 
 
 def read_shards(

@@ -21,6 +21,7 @@ DRAWS_AT_ONCE = 5  # scatter matrices held while the features are read: 168 MB a
 # Variance of a feature, of its own, that is noise when the other features tell all of the rest. float32 features are
 # known to 6e-8 of themselves, hence their variances to 4e-15; float64 sums of thousands of products to some 1e-15.
 COLLINEAR = 3e-14
+ROUNDING = 1e-5  # of published covariances, which may be float32, beside their largest number
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Moments:
 
     @classmethod
     def published(cls, mean: NDArray[Any], covariance: NDArray[Any]) -> Moments:
-        """From a file of statistics, `mu` and `sigma`. Raises `HemstitchError` if they are not moments."""
+        """From a file of statistics, `mu` and `sigma`. Raises `HemstitchError` if they are not moments: of wrong shape,
+        not finite, or no covariance (not symmetric, or with variances below zero, but for rounding)."""
         mu, sigma = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
         if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
             raise HemstitchError(
@@ -55,6 +57,15 @@ class Moments:
             )
         if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
             raise HemstitchError("the statistics hold NaN or infinity: compute them again from the features")
+        rounding = ROUNDING * float(np.abs(sigma).max(initial=0))
+        apart, least = float(np.abs(sigma - sigma.T).max(initial=0)), float(sigma.diagonal().min(initial=0))
+        if apart > rounding:
+            raise HemstitchError(
+                f"`sigma` is no covariance: it is not symmetric (entries differ by {apart:.3g} across the diagonal): "
+                "give the whole matrix, not a triangle or a factor of it"
+            )
+        if least < -rounding:
+            raise HemstitchError(f"`sigma` is no covariance: it has variances below zero, down to {least:.3g}")
         return cls(None, mu, sigma)
 
 
@@ -140,10 +151,15 @@ def _factor(covariance_FF: Array) -> Array:
 
 
 def frechet_score(features_NF: Rows, reference: Moments, resamples: int = 20) -> Score:
-    """The distance of the samples to the reference; its error is by bootstrap over the samples, the reference given."""
+    """The distance of the samples to the reference; its error is by bootstrap over the samples, the reference given.
+
+    Biased by size: the fewer the samples, the larger the distance (Bińkowski et al. 2018, sec. 4; Chong and Forsyth
+    2020).
+    """
     distance = frechet_distance(Moments.streamed(features_NF), reference)
     draws = bootstrap_distances(features_NF, reference, resamples)
-    return Score(distance, draws, note="bootstrap over the samples, reference given", resampled=len(features_NF))
+    note = "bootstrap over the samples, reference given"
+    return Score(distance, draws, note=note, resampled=len(features_NF), biased_by_size=True)
 
 
 def bootstrap_distances(features_NF: Rows, reference: Moments, resamples: int = 20) -> Array:

@@ -33,8 +33,8 @@ def inception_score(
     order: "shuffled" permutes the samples first, by NumPy's RandomState(2020), as torch-fidelity 0.4 does by default;
     "given" takes consecutive samples. part: how many in each, instead of splits: with "given" and 5,000 it is the score
     of ADM's evaluator (Dhariwal and Nichol 2021), the last part being what is left. The error is by bootstrap over the
-    samples, each staying in its part. Raises `HemstitchError` for fewer samples than splits, an unknown order, NaN or
-    infinity.
+    samples, each staying in its part. Biased by size: the smaller the parts, the lower the score (Chong and Forsyth
+    2020). Raises `HemstitchError` for fewer samples than splits, an unknown order, NaN or infinity.
     """
     N, _ = shape_of(logits_NK, 1, "an Inception Score", "logits")
     if order not in ("shuffled", "given"):
@@ -54,7 +54,8 @@ def inception_score(
         values[i] = _scores(gathered(logits_NK, rows), weights[:, rows])
     scores = np.nanmean(values, axis=0)  # a split of which a resample drew nothing says nothing about it
     note = f"mean over {splits} splits of {edges[1]}, order {order}; bootstrap over the samples"
-    return InceptionScore(Score(float(scores[0]), scores[1:], note=note, resampled=N), float(values[:, 0].std()))
+    score = Score(float(scores[0]), scores[1:], note=note, resampled=N, biased_by_size=True)
+    return InceptionScore(score, float(values[:, 0].std()))
 
 
 def _scores(logits_NK: NDArray[np.floating], weights_RN: NDArray[np.int64]) -> Array:

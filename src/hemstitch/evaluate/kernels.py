@@ -65,14 +65,15 @@ def cmmd(features_NF: Rows, reference_MF: Rows, resamples: int = 100) -> Score:
     """1000 times the MMD² of L2-normalised embeddings under exp(-|x - y|² / (2·10²)), float64.
 
     The biased estimate, diagonals included, as the paper's released evaluator has it (Jayasumana et al. 2024, sec. 4;
-    Gretton et al. 2012, eq. 5). Error by bootstrap over the samples (`_spread`). Raises `HemstitchError` for fewer than
-    2 rows, unequal widths, embeddings of length zero, NaN or infinity.
+    Gretton et al. 2012, eq. 5): the fewer the samples, the larger. Error by bootstrap over the samples (`_spread`).
+    Raises `HemstitchError` for fewer than 2 rows, unequal widths, embeddings of length zero, NaN or infinity.
     """
     N = same_width(features_NF, reference_MF, 2, "CMMD")[0]
     within = _mean(features_NF, features_NF) + _mean(reference_MF, reference_MF)
     value = CMMD_SCALE * (within - 2 * _mean(features_NF, reference_MF))
     draws, scale = _spread(features_NF, reference_MF, lambda x, y: _gaussian(_unit(x), _unit(y)), False, resamples)
-    return Score(value, CMMD_SCALE * draws, scale, f"bootstrap over {min(N, PART)} of the samples", N)
+    note = f"bootstrap over {min(N, PART)} of the samples"
+    return Score(value, CMMD_SCALE * draws, scale, note, N, biased_by_size=True)
 
 
 def _double(part: np.ndarray) -> Tensor:

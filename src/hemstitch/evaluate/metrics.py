@@ -71,7 +71,8 @@ class Metric:
 
     figures: their names and which way is better. outputs: what it asks of the extractor. pictures: whether it needs the
     reference's pictures, not statistics alone. reference: whether it needs one at all. extractor: the only one that it
-    is defined for, or None. told: the definition, for the record; a change of it is a change of this text.
+    is defined for, or None. least: pictures of each set. told: the definition, for the record; a change of it is a
+    change of this text.
     """
 
     figures: Mapping[str, Better]
@@ -81,6 +82,7 @@ class Metric:
     pictures: bool = True
     reference: bool = True
     extractor: str | None = None
+    least: int = 2
 
 
 def _frechet(output: str, name: str) -> Compute:
@@ -151,9 +153,14 @@ METRICS: dict[str, Metric] = {
         ("pool",),
         _some("precision", "recall"),
         "improved precision and recall, k = 3",
+        least=6,
     ),
     "dc": Metric(
-        {"density": "higher", "coverage": "higher"}, ("pool",), _some("density", "coverage"), "density, coverage, k = 5"
+        {"density": "higher", "coverage": "higher"},
+        ("pool",),
+        _some("density", "coverage"),
+        "density, coverage, k = 5",
+        least=6,
     ),
     "kid": Metric(
         {"kid": "lower"},

@@ -3,7 +3,7 @@
 Distances are computed in float32 a block at a time, and those too near to a radius for float32 to tell are computed
 again in float64: the answers are float64's.
 
-Shape suffixes: N samples, M reference images, F features, P and Q rows of a block, T candidates, K neighbour counts.
+Shape suffixes: N samples, M reference images, F features, P and Q rows of a block, T candidates, H holders.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ import torch
 from torch import Tensor
 
 from ..errors import HemstitchError
-from .score import Rows, Score, block, resampled_means, shape_of
+from .score import Rows, Score, block, halves, resampled_means, shape_of
 
 Progress = Callable[[int, int], None]
 BLOCK = 4096  # rows: a block of distances is 64 MB
 PAIRS = 2048  # float64 differences held at once: 34 MB at 2048 features
-SLACK = 4  # candidates beyond the k nearest, whose order float32 may mistake
+# Candidates beyond twice the k nearest: the order of the first, float32 may mistake, and among the rows of a random
+# half the k-th nearest is one of 2k + 13 others but once in 30,000 (k = 3) or 750 (k = 5).
+SPARE = 14
+GATHERED = 2**23  # candidates looked up at once, some 100 MB
+HOLDERS = 16  # samples' balls remembered around a reference image: half of the samples lack them all once in 65,000
+WEIGHTS = (15 / 16, -11 / 16, 5 / 16, -1 / 16)  # of balls of 1..4 samples: ± P(a binomial of 4 halves is q or more)
 TIE = 1e-12  # relative: float64's rounding of one squared distance, summed in whatever order
 
 
@@ -31,13 +36,15 @@ TIE = 1e-12  # relative: float64's rounding of one squared distance, summed in w
 class Manifold:
     """A set of features and the balls around them, to be compared with any number of other sets.
 
-    rows: (N, F) float32 on the device. ks: neighbour counts. squared_radii: (N, K) float64, squared distance of each
-    row to its k-th neighbour, itself not counted; a row that occurs more than k times has radius zero.
+    rows: (N, F) float32 on the device. ks: neighbour counts. near: (N, T) indices of the nearest rows, the row itself
+    among them; squared: (N, T) float64, their squared distances, ascending. The 0th is the row's own; a row that occurs
+    more than k times has radius zero.
     """
 
     rows: Tensor
     ks: tuple[int, ...]
-    squared_radii: Tensor
+    near: Tensor
+    squared: Tensor
 
     @classmethod
     def of(
@@ -56,19 +63,18 @@ class Manifold:
         for start in range(0, N, BLOCK):
             part = block(features_NF, start, start + BLOCK).astype(np.float32)
             rows[start : start + BLOCK] = torch.from_numpy(part).to(device)
-        candidates_NT = _candidates(rows, min(max(ks) + 1 + SLACK, N), progress or _silent)
-        return cls(rows, ks, _exact_radii(rows, candidates_NT, ks))
+        return cls(rows, ks, *_exactly(rows, _candidates(rows, min(2 * max(ks) + SPARE, N), progress or _silent)))
 
     def squared_radius(self, k: int) -> Tensor:
-        """(N,) float64."""
+        """(N,) float64, squared distance of each row to its k-th neighbour, itself not counted."""
         if k not in self.ks:
             raise HemstitchError(f"this manifold has radii for {self.ks} neighbours, not {k}: ask for them in `ks`")
-        return self.squared_radii[:, self.ks.index(k)]
+        return self.squared[:, k]
 
 
 class Neighbours(NamedTuple):
-    """precision and density: errors by bootstrap over the samples. recall and coverage: over the reference images,
-    given the samples."""
+    """Errors are over the samples, the reference given: of precision and density by bootstrap, of recall by random
+    halves (`_recall`), of coverage by the balls that hold few samples (`_coverage`)."""
 
     precision: Score
     recall: Score
@@ -93,19 +99,84 @@ def neighbours(
     other two; borders are equal within 1e-12.
     """
     _check_pair(samples, reference)
-    precise, inside, recalled, covered = _held(samples, reference, k, density_k, progress or _silent)
-    N, M = len(precise), len(recalled)
-    by_sample, by_reference = "bootstrap over the samples", "bootstrap over the reference images, given the samples"
+    held = _held(samples, reference, k, density_k, progress or _silent)
+    bootstrap = "bootstrap over the samples, reference given"
 
-    def score(values: np.ndarray, per: float, note: str, count: int) -> Score:
-        return Score(float(values.mean() / per), resampled_means(values, resamples) / per, 1.0, note, count)
+    def mean(values_N: np.ndarray, per: int, k: int) -> Score:
+        draws = resampled_means(values_N, resamples) / per
+        return Score(float(values_N.mean() / per), draws, 1.0, f"k = {k}; {bootstrap}", len(values_N))
 
     return Neighbours(
-        precision=score(precise, 1, f"k = {k}; {by_sample}", N),
-        recall=score(recalled, 1, f"k = {k}; {by_reference}", M),
-        density=score(inside, density_k, f"k = {density_k}; {by_sample}", N),
-        coverage=score(covered, 1, f"k = {density_k}; {by_reference}", M),
+        precision=mean(held.precise, 1, k),
+        recall=_recall(samples, held, k, resamples),
+        density=mean(held.inside, density_k, density_k),
+        coverage=_coverage(held, density_k, resamples),
     )
+
+
+def _recall(samples: Manifold, held: _Held, k: int, resamples: int) -> Score:
+    """Share of reference images that lie in a sample's ball, its error by random halves of the samples.
+
+    Radii are those among the half's own rows, so that the two halves are independent sets of N/2 samples, and the
+    spread of their difference tells the variance V of N/2 without bias. Twice the samples make balls half as large:
+    what two images vary together falls by half, and what each varies by itself, D, stays. So that of N is (V + D) / 2.
+    """
+    N, M = len(held.precise), len(held.recalled)
+    draws, apart = np.empty(resamples), 0.0
+    some = max(1, GATHERED // (N * samples.near.shape[1]))
+    for start in range(0, resamples, some):
+        part = range(start, min(start + some, resamples))
+        a, b = (_recalled_by(np.stack([halves(N, r)[i] for r in part]), samples, held, k) for i in (0, 1))
+        draws[start : start + some] = (a.double().mean(1) - b.double().mean(1)).cpu().numpy()
+        apart += float((a != b).double().mean(1).sum()) / M
+    together = float(np.square(draws).sum())
+    scale = 0.5 * np.sqrt(1 + min(1.0, apart / together)) if together > 0 else 0.5
+    note = f"k = {k}; error by halves of the samples, reference given"
+    return Score(float(held.recalled.mean()), draws, float(scale), note, N, biased_by_size=True)
+
+
+def _recalled_by(halves_RP: np.ndarray, samples: Manifold, held: _Held, k: int) -> Tensor:
+    """(R, M) whether each reference image is in the ball of a sample of the half, as candidates and holders tell.
+
+    A row that has fewer than k candidates in the half has the radius of its last.
+    """
+    N, T = samples.near.shape
+    kept = torch.zeros(len(halves_RP), N, dtype=torch.bool, device=samples.near.device)
+    kept.scatter_(1, torch.from_numpy(halves_RP).to(kept.device), True)
+    nearer = kept[:, samples.near].cumsum(2, dtype=torch.int8) <= k  # counting the row itself
+    last = nearer.sum(2).clamp(max=T - 1)
+    radii = samples.squared.float().take_along_dim(last.T, 1).T
+    return (kept[:, held.holders] & (held.squared <= radii[:, held.holders])).any(1)
+
+
+def _coverage(held: _Held, k: int, resamples: int) -> Score:
+    """Share of balls that hold a sample, its error from the balls that hold few.
+
+    J_q: over all sets of q samples, the sum of squares of how many balls hold those samples and no others. Were their
+    number Poisson's, J_1 - J_2 + J_3 - … would estimate the variance of the number of balls covered without bias (J_1
+    alone is the jackknife's, too large). As in Good and Toulmin's (1956) estimate of unseen species the terms grow
+    noisy, and have the weights of Efron and Thisted (1976), WEIGHTS; what a fixed number takes away is taken off. The
+    bootstrap, under which an empty ball stays empty and another loses its samples too easily, errs by a third either
+    way. The draws are the resampled means of the balls that a sample holds alone, scaled to that variance.
+    """
+    N, M = len(held.precise), len(held.counts)
+    alone = np.bincount(held.keys[0, held.counts == 1], minlength=N).astype(np.float64)
+    fixed = float(alone.sum()) ** 2 / N
+    variance, singly = -fixed, float(np.square(alone).sum())
+    for q, weight in enumerate(WEIGHTS, 1):
+        balls = np.unique(held.keys[:, held.counts == q], axis=1, return_counts=True)[1]
+        variance += weight * float(np.square(balls).sum())
+    variance = max(variance, singly / 4)
+    scale = float(np.sqrt(variance / (singly - fixed))) if singly > fixed else 1.0
+    draws = resampled_means(alone * (N / M), resamples)
+    note = f"k = {k}; error by the balls of few samples, reference given"
+    return Score(float((held.counts > 0).mean()), draws, scale, note, N, biased_by_size=True)
+
+
+def _keys(N: int) -> Tensor:
+    """(3, N) float32 integers that tell a sample, the 0th being its index, and whose sums tell a set of up to 4."""
+    random = np.random.Generator(np.random.Philox(key=N)).integers(2**22, size=(2, N))
+    return torch.from_numpy(np.concatenate([np.arange(N)[None], random]).astype(np.float32))
 
 
 def _check_pair(samples: Manifold, reference: Manifold) -> None:
@@ -120,10 +191,25 @@ def _check_pair(samples: Manifold, reference: Manifold) -> None:
         )
 
 
-def _held(
-    samples: Manifold, reference: Manifold, k: int, density_k: int, progress: Progress
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Per sample: in any ball, in how many. Per reference image: in any sample's ball, any sample in its own."""
+class _Held(NamedTuple):
+    """Which points lie in which balls.
+
+    Per sample, (N,): precise, whether in any reference ball (k); inside, in how many of the wider (density_k). Per
+    reference image, (M,): recalled, whether in any sample's ball; counts, samples in its own, wider ball; keys, (3, M),
+    sums of their `_keys`. holders, squared: (H, M) samples in whose balls it is deepest, as a share of the balls to the
+    last candidates, and the squared distances to them, infinite where it is in none.
+    """
+
+    precise: np.ndarray
+    inside: np.ndarray
+    recalled: np.ndarray
+    counts: np.ndarray
+    keys: np.ndarray
+    holders: Tensor
+    squared: Tensor
+
+
+def _held(samples: Manifold, reference: Manifold, k: int, density_k: int, progress: Progress) -> _Held:
     x, y = samples.rows, reference.rows
     sample_radii, radii, wider = (
         samples.squared_radius(k),
@@ -131,8 +217,10 @@ def _held(
         reference.squared_radius(density_k),
     )
     N, M, centre = len(x), len(y), y.mean(0)
-    precise, recalled, covered = (torch.zeros(n, dtype=torch.bool, device=x.device) for n in (N, M, M))
-    inside = torch.zeros(N, dtype=torch.long, device=x.device)
+    precise, recalled = (torch.zeros(n, dtype=torch.bool, device=x.device) for n in (N, M))
+    inside, counts = (torch.zeros(n, dtype=torch.long, device=x.device) for n in (N, M))
+    keys, of_samples = torch.zeros((3, M), dtype=torch.long, device=x.device), _keys(N).to(x.device)
+    holders = _Holders.none(samples, M)
     columns = range(0, M, BLOCK)
     total = len(range(0, N, BLOCK)) * len(columns)
     with _full_precision():
@@ -147,9 +235,49 @@ def _held(
                 precise[p] |= in_ball.any(1)
                 inside[p] += in_wider.sum(1)
                 recalled[q] |= in_sample.any(0)
-                covered[q] |= in_wider.any(0)
+                counts[q] += in_wider.sum(0)
+                keys[:, q] += (of_samples[:, p] @ in_wider.float()).long()
+                holders.keep(q, pairs.squared_PQ, i)
                 progress(i // BLOCK * len(columns) + j // BLOCK + 1, total)
-    return precise.cpu().numpy(), inside.cpu().numpy(), recalled.cpu().numpy(), covered.cpu().numpy()
+    return _Held(
+        precise.cpu().numpy(),
+        inside.cpu().numpy(),
+        recalled.cpu().numpy(),
+        counts.cpu().numpy(),
+        keys.cpu().numpy(),
+        holders.index,
+        holders.squared(),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Holders:
+    """Samples in whose balls each reference image is deepest.
+
+    reach: (N,) squared radius of a sample's ball to its last candidate. share, index: (H, M) squared distance over
+    reach, and the sample.
+    """
+
+    reach: Tensor
+    share: Tensor
+    index: Tensor
+
+    @classmethod
+    def none(cls, samples: Manifold, M: int) -> _Holders:
+        reach = samples.squared[:, -1].float().clamp(min=torch.finfo(torch.float32).tiny)
+        share = torch.full((HOLDERS, M), torch.inf, device=reach.device)
+        return cls(reach, share, torch.zeros((HOLDERS, M), dtype=torch.long, device=reach.device))
+
+    def keep(self, q: slice, squared_PQ: Tensor, first: int) -> None:
+        """A block's, which is overwritten."""
+        share_PQ = squared_PQ.clamp_(min=0).div_(self.reach[first : first + len(squared_PQ), None])
+        values, rows = share_PQ.topk(min(HOLDERS, len(share_PQ)), dim=0, largest=False)
+        self.share[:, q], chosen = torch.cat([self.share[:, q], values]).topk(HOLDERS, dim=0, largest=False)
+        self.index[:, q] = torch.cat([self.index[:, q], rows + first]).gather(0, chosen)
+
+    def squared(self) -> Tensor:
+        """(H, M) squared distances, infinite beyond the reach."""
+        return torch.where(self.share <= 1, self.share * self.reach[self.index], torch.inf)
 
 
 class _Pairs:
@@ -216,13 +344,15 @@ def _candidates(rows_NF: Tensor, T: int, progress: Progress) -> Tensor:
     return index
 
 
-def _exact_radii(rows_NF: Tensor, candidates_NT: Tensor, ks: tuple[int, ...]) -> Tensor:
-    """(N, K) float64 squared distances to the k-th candidates, in float64's order; the 0th is the row itself."""
-    parts = []
+def _exactly(rows_NF: Tensor, candidates_NT: Tensor) -> tuple[Tensor, Tensor]:
+    """The candidates in float64's order, and (N, T) float64 their squared distances."""
+    distances, order = [], []
     some = max(1, PAIRS // candidates_NT.shape[1])
     for rows, near in zip(torch.split(rows_NF, some), torch.split(candidates_NT, some), strict=True):
-        parts.append(_exact(rows[:, None], rows_NF[near]).sort(dim=1).values[:, list(ks)])
-    return torch.cat(parts)
+        squared, chosen = _exact(rows[:, None], rows_NF[near]).sort(dim=1)
+        distances.append(squared)
+        order.append(near.gather(1, chosen))
+    return torch.cat(order), torch.cat(distances)
 
 
 @contextmanager

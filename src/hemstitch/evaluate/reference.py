@@ -47,6 +47,13 @@ class Source:
     to_come: tuple[int, int] | None = None
 
     @property
+    def count(self) -> int | None:
+        """Pictures, None where it is unknown."""
+        if self.images is not None:
+            return len(self.images)
+        return next((len(f) for f in (self.features or {}).values()), None)
+
+    @property
     def size(self) -> tuple[int, int] | None:
         """(height, width), None where it is unknown."""
         if self.images is not None:
@@ -59,7 +66,7 @@ class Source:
 def open_source(where: str, name: str | None = None, *, size: int = 0, grey: bool = False) -> Source:
     """Pictures to evaluate, checked. See `open_images`; a folder of `hemstitch sample` is known by its manifest."""
     path = Path(where)
-    if (path / "manifest").is_dir():
+    if (path / "manifest" / "settings.json").exists() or (path / "manifest.json").exists():
         return _sampled(path, name or path.name, size)
     if (path / INDEX).is_file():
         kept = stored(path, name or path.name)

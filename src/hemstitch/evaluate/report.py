@@ -41,7 +41,7 @@ def summary(points: Sequence[Point]) -> str:
     collapsed = max(stitched, key=lambda p: p.fraction or 0)
     said = (
         f"The large model alone takes {base.ms_per_image:.2f} ms per image at a distance of {base.distance:.2f} "
-        f"(± {base.distance_error:.2f}). "
+        f"(± {1.96 * base.distance_error:.2f}). "
     )
     if good.fraction:
         said += (
@@ -97,7 +97,7 @@ trained on scikit-learn's handwritten digits just before this page was made.</p>
 <th>ms per<br>image</th><th>speed-up<br>measured</th><th>speed-up<br>ideal</th></tr></thead>
 <tbody>{rows}</tbody></table></div>
 <p class="soft">Distance and accuracy are measured in the feature space of a small classifier trained on the same
-digits, with its standard error by bootstrap. Ideal is the sum of each model's own time per step, as if stitching cost
+digits, ± 1.96 standard errors by bootstrap. Ideal is the sum of each model's own time per step, as if stitching cost
 nothing.</p>
 <h2>The same seeds under every plan</h2>
 <p class="soft">Columns are the classes 0 to 9. Early steps settle the layout: plans with the same start share it.</p>
@@ -116,7 +116,7 @@ def _row(p: Point) -> str:
     mark = ' class="base"' if p.fraction == 0 else ""
     return (
         f"<tr{mark}><td>{escape(_named(p))}</td><td>{p.steps}</td>"
-        f"<td>{p.distance:.2f} ± {p.distance_error:.2f}</td><td>{_percent(p.accuracy)}</td>"
+        f"<td>{p.distance:.2f} ± {1.96 * p.distance_error:.2f}</td><td>{_percent(p.accuracy)}</td>"
         f"<td>{p.ms_per_image:.3f}</td><td>{p.speedup:.2f}×</td><td>{p.speedup_ideal:.2f}×</td></tr>"
     )
 
@@ -131,13 +131,14 @@ def table(points: Sequence[Point]) -> str:
 
 
 TABLE_HEAD = (
-    f"{'plan':<26} {'steps':>5} {'guidance':>8} {'distance':>9} {'±':>5} {'accuracy':>8} {'ms/image':>9} "
+    f"{'plan':<26} {'steps':>5} {'guidance':>8} {'distance':>9} {'±':>5} {'accuracy':>8} {'±':>6} {'ms/image':>9} "
     f"{'speed-up':>8} {'ideal':>6}"
 )
 
 
 def table_row(p: Point) -> str:
+    half = _percent(None if p.accuracy_error is None else 1.96 * p.accuracy_error)
     return (
-        f"{p.plan:<26} {p.steps:>5} {p.guidance:>8g} {p.distance:>9.2f} {p.distance_error:>5.2f} "
-        f"{_percent(p.accuracy):>8} {p.ms_per_image:>9.3f} {p.speedup:>7.2f}× {p.speedup_ideal:>5.2f}×"
+        f"{p.plan:<26} {p.steps:>5} {p.guidance:>8g} {p.distance:>9.2f} {1.96 * p.distance_error:>5.2f} "
+        f"{_percent(p.accuracy):>8} {half:>6} {p.ms_per_image:>9.3f} {p.speedup:>7.2f}× {p.speedup_ideal:>5.2f}×"
     )

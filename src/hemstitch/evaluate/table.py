@@ -6,7 +6,7 @@ import math
 
 from .evaluation import Report, Row
 from .metrics import title
-from .score import NORMAL_95, Score
+from .score import Score
 
 
 def table(report: Report) -> str:
@@ -23,14 +23,14 @@ def table(report: Report) -> str:
         )
         for line in [head, *body]
     ]
-    lines.append("± 1.96 standard errors (95 %)")
+    lines.append("± half of the 95 % interval")
     lines += [said for row in report.rows[1:] for said in differences(report, row)]
     return "\n".join([*lines, *origin(report)])
 
 
 def cell(score: Score) -> str:
     """A value and its interval, to the digits that the interval leaves standing."""
-    half = NORMAL_95 * score.error
+    half = score.half_width
     digits = 4 if not math.isfinite(half) or half <= 0 else max(0, min(8, 1 - math.floor(math.log10(half))))
     return f"{score.value:.{digits}f} ± {half:.{digits}f}"
 
@@ -43,12 +43,17 @@ def differences(report: Report, row: Row) -> list[str]:
     lines = []
     for better in (True, False):
         found = [
-            f"{names[name]} ({compared.gap:+.3g} ± {NORMAL_95 * compared.error:.2g})"
+            f"{names[name]} ({compared.gap:+.3g} ± {compared.half_width:.2g})"
             for name, compared in against.items()
-            if compared.said != "no difference" and (compared.said == report.better[name]) is better
+            if compared.said in ("lower", "higher") and (compared.said == report.better[name]) is better
         ]
         if found:
             lines.append(f"{row.name} is {'better' if better else 'worse'} than {first} in {', '.join(found)}")
+    unequal = [names[name] for name, compared in against.items() if compared.said == "no verdict"]
+    if unequal:
+        lines.append(
+            f"{row.name} and {first}: no verdict on {', '.join(unequal)}, which depend on how many images there are"
+        )
     if same:
         lines.append(f"{row.name} and {first}: no difference in {', '.join(same)}")
     return lines

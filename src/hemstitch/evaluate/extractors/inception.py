@@ -6,7 +6,9 @@ Shape suffixes: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -30,6 +32,12 @@ _SPATIAL = "Mixed_6d.branch1x1"
 _SPATIAL_CHANNELS = 7
 _FILE = "weights-inception-2015-12-05-6726825d.pth"
 
+_PORT = "torch_fidelity.feature_extractor_inceptionv3"
+# torchvision describes these two at import, by the names that its compiled part gives them.
+_DESCRIBED = ("nms", "qnms")
+_OPERATOR = re.compile("operator torchvision::[a-z]+ does not exist")
+_declared: list[torch.library.Library] = []  # a library that is let go of takes its declarations along
+
 
 @final
 class Inception(Extractor):
@@ -42,14 +50,14 @@ class Inception(Extractor):
 
     weights: a .pth or .safetensors file of its state dict; nothing of it is unpickled but tensors. None fetches
     torch-fidelity's, once, into torch's cache. Raises CheckpointError, MissingExtraError (without torch-fidelity),
-    HemstitchError (nothing could be fetched).
+    HemstitchError (nothing could be fetched, or torch-fidelity cannot be imported).
     """
 
     name = "inception"
     outputs = ("pool", "spatial", "logits")
 
     def __init__(self, weights: str | Path | None = None, device: torch.device | str = "cpu") -> None:
-        port = _port()
+        port = inception_port()
         self.version = f"torch-fidelity {_version()}"
         tensors = _fetched(port.URL_INCEPTION_V3) if weights is None else _read(Path(weights))
         self._net = _built(port, tensors, str(weights or port.URL_INCEPTION_V3))
@@ -73,12 +81,51 @@ def flattened(map_BCHW: Tensor, channels: int) -> Tensor:
     return map_BCHW[:, :channels].permute(0, 2, 3, 1).flatten(1)
 
 
-def _port() -> Any:
+def inception_port() -> Any:
+    """torch-fidelity's module of Inception.
+
+    It imports torchvision, for data sets and transforms that are Python. That asks for the operators of its compiled
+    part, which loads only beside the very build of torch that it was made for. Where it does not, and only then, those
+    are declared, so that the Python can be imported; calling them stays an error. Raises MissingExtraError
+    (torch-fidelity is not there), HemstitchError (it, or torchvision, cannot be imported all the same).
+    """
     try:
-        import torch_fidelity.feature_extractor_inceptionv3 as port
-    except ModuleNotFoundError:
-        raise MissingExtraError("torch-fidelity", "inception") from None
-    return port
+        return import_module(_PORT)
+    except ModuleNotFoundError as error:
+        raise _absent(error) from None
+    except Exception as error:  # of builds that do not match, which fail in many ways
+        if not (isinstance(error, RuntimeError) and _OPERATOR.search(str(error))):
+            raise _mismatch(error) from error
+    _declare()
+    try:
+        return import_module(_PORT)
+    except Exception as error:
+        raise _mismatch(error) from error
+
+
+def _declare() -> None:
+    """Declare the operators that torchvision describes and its compiled part did not bring."""
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for name in _DESCRIBED:
+        if not hasattr(torch.ops.torchvision, name):
+            schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            library.define(schema)  # type: ignore[no-untyped-call]
+    _declared.append(library)
+
+
+def _absent(error: ModuleNotFoundError) -> Exception:
+    if (error.name or "").partition(".")[0] == "torch_fidelity":
+        return MissingExtraError("torch-fidelity", "inception")
+    return HemstitchError(f"torch-fidelity needs {error.name}, which is not installed: pip install {error.name}")
+
+
+def _mismatch(error: Exception) -> HemstitchError:
+    said = str(error).strip().partition("\n")[0][:200] or repr(error)
+    return HemstitchError(
+        f"torch-fidelity cannot be imported ({said}): torch {torch.__version__} and torchvision are to be builds that "
+        "belong together; install both anew from one index (pip install --force-reinstall torch torchvision "
+        "--index-url https://download.pytorch.org/whl/cpu, or that of your CUDA)"
+    )
 
 
 def _version() -> str:

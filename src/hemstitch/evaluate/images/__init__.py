@@ -12,6 +12,7 @@ from .arrays import ArrayImages
 from .base import ContentHash, Images, content
 from .encoded import FolderImages, TarImages
 from .sets import DatasetImages
+from .tensors import TensorImages
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # the packed ones are refused with the reason
 _SOURCES = (
@@ -76,6 +77,7 @@ __all__ = [
     "FolderImages",
     "Images",
     "TarImages",
+    "TensorImages",
     "content",
     "open_images",
 ]

@@ -19,7 +19,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from ...data.arrays import _checked
+from ...data.arrays import checked_labels
 from ...errors import HemstitchError
 from ...files import member_offset
 from .base import Images, check_common
@@ -63,7 +63,7 @@ class ArrayImages(Images):
         N, H, W, C = self._shape
         self.size, self.grey = (H, W), C == 1
         check_common(self, size, grey)
-        self.labels = None if labels is None else _checked(labels, np.empty((N, 0), np.uint8), path)
+        self.labels = None if labels is None else checked_labels(labels, N, path)
 
     def __len__(self) -> int:
         return self._shape[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import cast, final
 
@@ -17,12 +17,16 @@ from torch import Tensor
 from ...data.ahead import ahead
 from ...errors import HemstitchError
 
+Progress = Callable[[int, int], None]  # how many are done, of how many
+_AT_ONCE = 1 << 25  # bytes of pictures that are decoded at a time where nothing is made of them
+
 
 class Images(ABC):
     """Pictures of one size, in order.
 
     name: for people. size: (height, width). labels: (N,) int64, or None. grey: whether they have one channel, which
-    `batches` repeats.
+    `batches` repeats. classes: the names that the labels count, from 0, so that one missing shifts those behind it;
+    empty where there are none, or where the labels are numbers of their own (a folder 7/, a .cls, arr_1).
 
     A subclass says in `_rows` where they come from.
     """
@@ -31,6 +35,7 @@ class Images(ABC):
     size: tuple[int, int]
     labels: Tensor | None
     grey: bool
+    classes: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -50,6 +55,21 @@ class Images(ABC):
                 f"batches are of at least 1 picture, from one of 0..{len(self)} on; not {batch} from {start}"
             )
         return self._ahead(batch, start)
+
+    @final
+    def checked(self, progress: Progress | None = None) -> None:
+        """Read and decode every picture, so that a bad one is found before hours are spent on others.
+
+        progress: called now and then with how many are read, of how many. Raises HemstitchError as `batches` does, and
+        where a checksum is another.
+        """
+        H, W = self.size
+        batch = max(1, min(256, _AT_ONCE // (3 * H * W)))
+        done = 0
+        for images in self._rows(batch, 0):
+            done += len(images)
+            if progress is not None:
+                progress(done, len(self))
 
     def _ahead(self, batch: int, start: int) -> Iterator[Tensor]:
         rows = self._rows(batch, start)
@@ -112,7 +132,8 @@ def check_common(images: Images, size: int, grey: bool, example: str = "") -> No
     if size and images.size != (size, size):
         raise HemstitchError(
             f"the pictures of {images.name} are {H} x {W}{named}, and size asks for {size}: nothing is resized here; "
-            f"leave the size out, or give their folder as folder:PATH with --size {size}, which crops and resizes"
+            f"leave the size out, or give their folder as folder:PATH with --size {size} (of a reference: "
+            f"--reference-size {size}), which crops and resizes"
         )
     if images.grey and not grey:
         raise HemstitchError(

@@ -8,6 +8,7 @@ Shape suffixes: B batch, N pictures, H height, W width, C channels.
 from __future__ import annotations
 
 import os
+import re
 from abc import abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ...data.decoded import SUFFIXES, pool, require_pillow, some, unreadable
-from ...data.shards import _Files, _index, _paths
+from ...data.shards import Files, indexed, shard_paths
 from ...errors import HemstitchError
 from .base import Images, check_common
 
@@ -30,11 +31,14 @@ _FOREIGN = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"),
     *(".pbm", ".pgm", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff"),
 )
-_BESIDE = ("manifest", "features")  # folders that are written beside samples
+_SETTINGS = "manifest/settings.json"  # what a folder of `hemstitch sample` is known by
+_BESIDE = ("manifest", "features")  # folders that it has beside the samples
 _GREY = ("L", "1")  # modes of pillow: 8 bits, 1 bit
-_SHEET = "grid.png"  # and a picture of some of them
 _ORIENTATION = 0x0112  # in EXIF
-_RESIZE = "resize them, or give folder:PATH with --size SIDE, which crops and resizes"
+_NUMBER = re.compile("[0-9]{1,18}")  # more digits are a name: labels are int64
+_RESIZE = (
+    "resize them, or give folder:PATH with --size SIDE (of a reference: --reference-size SIDE), which crops and resizes"
+)
 
 # What is wrong with a picture, and what to do about it.
 _FIXES = {
@@ -135,9 +139,15 @@ class _Encoded(Images):
 class FolderImages(_Encoded):
     """The png, jpg, jpeg and webp files of a folder, to any depth, by the plain sorted order of their relative paths.
 
-    Labels are those of the top subfolders, by sorted name, where all files lie in such; else None. Hidden files and
-    folders are passed over and so, at the top, are `grid.png` and the folders `manifest` and `features`; files of
-    other kinds too, but for pictures in formats that are not read here, which are an error. See `open_images`.
+    Files of one folder that are named by whole numbers go by number: 1000000.png after 999999.png.
+
+    Where all files lie in subfolders, those at the top are the classes, and else labels are None. If the names of all
+    of these are whole numbers, they are the labels, whichever are there; else the sorted names are counted from 0, and
+    are in `classes`.
+
+    Hidden files and folders are passed over and so, of a folder that `hemstitch sample` wrote (it has
+    manifest/settings.json), are `manifest` and `features` at the top; files of other kinds too, but for pictures in
+    formats that are not read here, which are an error. See `open_images`.
     """
 
     def __init__(self, path: Path, size: int = 0, grey: bool = False) -> None:
@@ -152,9 +162,7 @@ class FolderImages(_Encoded):
         if not self._files:
             raise HemstitchError(f"{path} holds no pictures ({', '.join(SUFFIXES)}){_meant(path)}")
         self._count = len(self._files)
-        tops = [file.partition("/")[0] if "/" in file else "" for file in self._files]
-        number = {top: i for i, top in enumerate(sorted(set(tops)))}
-        labels = torch.tensor([number[top] for top in tops]) if "" not in number else None
+        labels, self.classes = _labelled(self._files, path)
         self._open(str(path), labels, size, grey)
 
     def _stream(self, index: int) -> BinaryIO:
@@ -178,7 +186,7 @@ class TarImages(_Encoded):
 
     def __init__(self, path: Path, size: int = 0, grey: bool = False) -> None:
         require_pillow(1)
-        shards = list(pool().map(_index, _paths(path)))
+        shards = list(pool().map(indexed, shard_paths(path)))
         damaged = [f"{shard.path} ({shard.damage})" for shard in shards if shard.damage]
         if damaged:
             raise HemstitchError(f"tar files are damaged: {some(damaged)}; copy or write them again, or leave them out")
@@ -189,7 +197,7 @@ class TarImages(_Encoded):
         if not self._names:
             raise HemstitchError(f"{path} holds no pictures: expected members such as 000.png and 000.cls")
         self._count = len(self._names)
-        self._files = _Files([shard.path for shard in shards])
+        self._files = Files([shard.path for shard in shards])
         self._shard = np.repeat(np.arange(len(shards)), [len(shard.names) for shard in shards])
         self._offset = np.concatenate([shard.offset_n for shard in shards])
         self._size = np.concatenate([shard.size_n for shard in shards])
@@ -229,25 +237,66 @@ def _wrong(image: Any, stream: BinaryIO) -> str:
 
 
 def _scan(path: Path) -> tuple[list[str], list[str]]:
-    """The pictures under a folder by relative path, sorted, and those of formats that are not read."""
+    """The pictures under a folder by relative path, in order, and those of formats that are not read."""
     found: list[str] = []
     foreign: list[str] = []
     seen: set[str] = set()
+    beside = _BESIDE if (path / _SETTINGS).is_file() else ()
     for where, inner, names in os.walk(path, followlinks=True):
         top = Path(where) == path
         real = os.path.realpath(where)
-        kept = [name for name in inner if not name.startswith(".") and not (top and name in _BESIDE)]
+        kept = [name for name in inner if not name.startswith(".") and not (top and name in beside)]
         inner[:] = [] if real in seen else kept
         if real in seen:  # links in a circle
             continue
         seen.add(real)
         for name in names:
-            if name.startswith(".") or (top and name == _SHEET):
+            if name.startswith("."):
                 continue
             relative = Path(where, name).relative_to(path).as_posix()
             kind = os.path.splitext(name)[1].lower()
             (found if kind in SUFFIXES else foreign if kind in _FOREIGN else []).append(relative)
-    return sorted(found), sorted(foreign)
+    return _ordered(found), sorted(foreign)
+
+
+def _ordered(files: Sequence[str]) -> list[str]:
+    """Sorted, but where the files of a folder that numbers name have their places, they have them by number."""
+    ordered = sorted(files)
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, file in enumerate(ordered):
+        if _number(file) is not None:
+            places[os.path.dirname(file)].append(place)
+    for of_folder in places.values():
+        by_number = sorted((ordered[place] for place in of_folder), key=lambda file: (_number(file), file))
+        for place, file in zip(of_folder, by_number, strict=True):
+            ordered[place] = file
+    return ordered
+
+
+def _number(file: str) -> int | None:
+    """The number that a file is named by, None if it is not: 7 of cats/007.png."""
+    stem = os.path.splitext(os.path.basename(file))[0]
+    return int(stem) if _NUMBER.fullmatch(stem) else None
+
+
+def _labelled(files: Sequence[str], path: Path) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Labels (N,) of pictures by their top subfolders, and the names that they count. See `FolderImages`."""
+    tops = [file.partition("/")[0] if "/" in file else "" for file in files]
+    names = sorted(set(tops))
+    if "" in names:
+        return None, ()
+    if not all(_NUMBER.fullmatch(name) for name in names):
+        label = {name: i for i, name in enumerate(names)}
+        return torch.tensor([label[top] for top in tops]), tuple(names)
+    label = {name: int(name) for name in names}
+    named = Counter(label.values())
+    twice = [name for name in names if named[label[name]] > 1]
+    if twice:
+        raise HemstitchError(
+            f"folders of {path} are named by one number ({some(twice)}), and the numbers are the labels: put the "
+            "pictures of a class into one folder"
+        )
+    return torch.tensor([label[top] for top in tops]), ()
 
 
 def _meant(path: Path) -> str:

@@ -42,7 +42,9 @@ class DatasetImages(Images):
             raise HemstitchError(f"{self.name} has {self._data.channels} channels: pictures have 1 or 3")
         self.size = (self._data.size, self._data.size)
         self.grey = self._data.channels == 1
-        self.labels = self._data.labels if self._data.classes else None
+        names = self._data.classes
+        self.labels = self._data.labels if names else None
+        self.classes = () if names == tuple(map(str, range(len(names)))) else names
         self._check_sound()
         check_common(self, size, grey)
 
@@ -58,7 +60,7 @@ class DatasetImages(Images):
     def _check_sound(self) -> None:
         """HemstitchError if the data set leaves images out, or has others stand in for them."""
         broken = [str(file) for name in ("broken", "damaged") for file in getattr(self._data, name, ())]
-        lost = self._data._lost if isinstance(self._data, Decoded) else 0
+        lost = self._data.lost if isinstance(self._data, Decoded) else 0
         if broken or lost:
             named = some(broken) or f"about {lost} of its images are lost"
             raise HemstitchError(
