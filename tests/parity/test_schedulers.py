@@ -53,7 +53,7 @@ every_spacing = pytest.mark.parametrize("spacing", SPACINGS)
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(_few_threads):
+def _one_thread(_one_thread):
     """These networks are too small to share out."""
     torch.set_num_threads(1)
 

@@ -143,7 +143,7 @@ def _recalled_by(halves_RP: np.ndarray, samples: Manifold, held: _Held, k: int) 
     N, T = samples.near.shape
     kept = torch.zeros(len(halves_RP), N, dtype=torch.bool, device=samples.near.device)
     kept.scatter_(1, torch.from_numpy(halves_RP).to(kept.device), True)
-    nearer = kept[:, samples.near].cumsum(2, dtype=torch.int8) <= k  # counting the row itself
+    nearer = kept[:, samples.near].cumsum(2, dtype=torch.int16) <= k  # counting the row itself
     last = nearer.sum(2).clamp(max=T - 1)
     radii = samples.squared.float().take_along_dim(last.T, 1).T
     return (kept[:, held.holders] & (held.squared <= radii[:, held.holders])).any(1)
@@ -346,13 +346,14 @@ def _candidates(rows_NF: Tensor, T: int, progress: Progress) -> Tensor:
 
 def _exactly(rows_NF: Tensor, candidates_NT: Tensor) -> tuple[Tensor, Tensor]:
     """The candidates in float64's order, and (N, T) float64 their squared distances."""
-    distances, order = [], []
-    some = max(1, PAIRS // candidates_NT.shape[1])
-    for rows, near in zip(torch.split(rows_NF, some), torch.split(candidates_NT, some), strict=True):
-        squared, chosen = _exact(rows[:, None], rows_NF[near]).sort(dim=1)
-        distances.append(squared)
-        order.append(near.gather(1, chosen))
-    return torch.cat(order), torch.cat(distances)
+    N, T = candidates_NT.shape
+    near, squared = torch.empty_like(candidates_NT), torch.empty(N, T, dtype=torch.float64, device=rows_NF.device)
+    some = max(1, PAIRS // T)
+    for start in range(0, N, some):
+        part = slice(start, start + some)
+        squared[part], order = _exact(rows_NF[part, None], rows_NF[candidates_NT[part]]).sort(dim=1)
+        near[part] = candidates_NT[part].gather(1, order)
+    return near, squared
 
 
 @contextmanager
