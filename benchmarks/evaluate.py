@@ -107,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--small", action="store_true", help="thousands of images instead of tens of thousands")
+    parser.add_argument("--sizes", help=f"comma-separated numbers of images ({', '.join(map(str, SIZES))})")
     parser.add_argument("--parts", help=f"comma-separated, of {', '.join(METRICS)}; all if not given")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
@@ -115,6 +116,8 @@ def main() -> None:
     if known.case:
         return case(known.case, known.folder, known.count)
     sizes = SMALL if known.small else SIZES
+    if known.sizes:
+        sizes = tuple(map(int, known.sizes.split(",")))
     names = known.parts.split(",") if known.parts else METRICS
     note = {"seeds": json.dumps(SEEDS), "widths": f"{POOLED}, CMMD {EMBEDDED}, Inception Score {CLASSES}"}
     results: dict[str, Any] = {"provenance": provenance() | note}

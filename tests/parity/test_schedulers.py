@@ -52,12 +52,6 @@ every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 every_spacing = pytest.mark.parametrize("spacing", SPACINGS)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(_one_thread):
-    """These networks are too small to share out."""
-    torch.set_num_threads(1)
-
-
 class Toy(nn.Module):
     """A fixed two-layer convolution that bends in x and waves in t. `rounding` is applied to t first."""
 
