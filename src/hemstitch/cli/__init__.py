@@ -12,7 +12,7 @@ from .parser import parser_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit status: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Run one command. Returns its exit status: 0, 1 where check finds no way, 2 for bad input, 130 after Ctrl-C."""
     parser = parser_of()
     known, rest = parser.parse_known_args(arguments)
     if known.verb is None:
@@ -49,4 +49,5 @@ _HOME = {
     "evaluate": "evaluating",
     "convert": "models",
     "describe": "models",
+    "check": "checking",
 }

@@ -120,6 +120,16 @@ def parser_of() -> argparse.ArgumentParser:
     cost = verbs.add_parser("describe", help="parameters and multiply-adds of a preset or a model")
     cost.add_argument("models", nargs="+", help="a preset name (dit_xl2) or a path")
     _loading(cost)
+
+    check = verbs.add_parser(
+        "check",
+        help="say whether two diffusers pipelines or denoisers can be stitched, and why not",
+        epilog="Only configurations are read, no weights; those of hub ids are fetched. Exit status: 0 if they can be "
+        "stitched, 1 if not, 2 for bad input.",
+    )
+    check.add_argument("small", help="a pipeline or denoiser, for the noisiest steps: folder or hub id (owner/name)")
+    check.add_argument("large", help="the pipeline to stitch it into, or its denoiser")
+    check.add_argument("--subfolder", help="where in them the denoiser is (unet or transformer)")
     return parser
 
 

@@ -68,7 +68,7 @@ class Plan:
 
         Fractions sum to 1 and are read as decimals: .29 of 100 steps is 29. The counts are logged.
         """
-        _check_fractions(fractions)
+        check_fractions(fractions)
         names = list(fractions)
         counts = [math.floor(round(fractions[name] * steps, 9)) for name in names[:-1]]
         plan = cls._from_counts([*zip(names, [*counts, steps - sum(counts)], strict=True)], rule="fractions")
@@ -95,7 +95,7 @@ class Plan:
         """
         if rule not in RULES:
             raise StitchError(f"released rules are {', '.join(RULES)}, not {rule!r}")
-        _check_fractions(fractions)
+        check_fractions(fractions)
         times = [float(t) for t in timesteps]
         K = len(times)
         progress = {
@@ -152,7 +152,8 @@ class Plan:
         return " → ".join(f"{name} ×{count}" for name, count in runs)
 
 
-def _check_fractions(fractions: Mapping[str, float]) -> None:
+def check_fractions(fractions: Mapping[str, float]) -> None:
+    """Raise a StitchError unless these are shares of one whole: each in 0..1, together 1."""
     if not fractions:
         raise StitchError("fractions name at least one member: {'small': 0.4, 'large': 0.6}")
     for name, fraction in fractions.items():

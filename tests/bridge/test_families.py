@@ -1,0 +1,157 @@
+"""Every family of pipelines: stitched with fraction 0 or 1 it is the plain pipeline of that member, bit for bit."""
+
+import pytest
+import tiny
+import torch
+
+from hemstitch.bridge import replan, stitch, stitched, unstitch
+from hemstitch.errors import StitchError
+
+STEPS = 4
+
+
+def members_for(family):
+    """(pipe, its own denoiser, another one, the other arguments of stitch)."""
+    pipe = tiny.build(family)
+    if family == "sdxl_controlnet":
+        small = tiny.small(family)
+        return pipe, small, {"controlnets": {"small": tiny.controlnet_for(small)}}
+    if family == "sdxl_adapter":
+        return pipe, tiny.thin(family), {}
+    return pipe, tiny.small(family), {}
+
+
+def run(family, pipe):
+    return tiny.run(family, pipe, steps=STEPS)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_ends_are_the_plain_pipelines_and_the_middle_is_neither(family):
+    pipe, small, more = members_for(family)
+    slot = tiny.DENOISER[family]
+    own, plain = getattr(pipe, slot), run(family, pipe)
+
+    assert stitch(pipe, small, fraction=0, **more) is pipe
+    assert torch.equal(run(family, pipe), plain)
+    replan(pipe, fraction=0.5)
+    middle = run(family, pipe)
+    assert stitched(pipe).route.last.assignment == ("small", "small", "large", "large")
+    assert torch.equal(run(family, pipe), middle)
+    replan(pipe, fraction=1)
+    small_alone = run(family, pipe)
+    unstitch(pipe)
+    assert getattr(pipe, slot) is own
+    assert torch.equal(run(family, pipe), plain)
+
+    setattr(pipe, slot, small)
+    if family == "wan_two":
+        pipe.transformer_2 = small
+    if family == "sdxl_controlnet":
+        pipe.controlnet = more["controlnets"]["small"]
+    assert torch.equal(run(family, pipe), small_alone)
+    assert not torch.equal(middle, plain)
+    assert not torch.equal(middle, small_alone)
+
+
+@pytest.mark.parametrize("family", ["sdxl_controlnet", "sdxl_adapter"])
+def test_residuals_that_do_not_fit_are_refused_when_building(family):
+    pipe = tiny.build(family)
+    with pytest.raises(StitchError, match=r"does not fit the member 'small'.*\"drop\""):
+        stitch(pipe, tiny.small(family), fraction=0.5)
+
+
+def test_a_shallower_member_is_refused_too_where_the_unet_would_cut_the_residuals_silently():
+    with pytest.raises(StitchError, match="places for residuals"):
+        stitch(tiny.build("sdxl_controlnet"), tiny.thin("sdxl_controlnet"), fraction=0.5)
+
+
+@pytest.mark.parametrize("family", ["sdxl_controlnet", "sdxl_adapter"])
+def test_dropped_residuals_reach_only_the_other_member(family):
+    pipe = tiny.build(family)
+    plain = run(family, pipe)
+    small = tiny.small(family)
+    stitch(pipe, small, fraction=1, residuals={"small": "drop"})
+    dropped = run(family, pipe)
+    without = tiny.build("sdxl")
+    without.unet = small
+    assert torch.allclose(dropped, tiny.run("sdxl", without, steps=STEPS), atol=1e-5)
+    replan(pipe, fraction=0)
+    assert torch.equal(run(family, pipe), plain)
+
+
+def test_the_controlnet_changes_at_the_seam_with_its_unet():
+    family = "sdxl_controlnet"
+    pipe, small, more = members_for(family)
+    stitch(pipe, small, fraction=0.5, **more)
+    asked = []
+    for name, net in pipe.controlnet.members.items():
+        net.register_forward_hook(lambda *_, name=name: asked.append(name))
+    run(family, pipe)
+    assert asked == ["small"] * 2 + ["large"] * 2
+
+
+def test_wan_with_two_transformers_keeps_its_boundary_behind_the_small_one():
+    pipe = tiny.build("wan_two")
+    high, low, small = pipe.transformer, pipe.transformer_2, tiny.small("wan_two")
+    asked = []
+    for name, net in {"high": high, "low": low, "small": small}.items():
+        net.register_forward_hook(lambda *_, name=name: asked.append(name))
+    tiny.run("wan_two", pipe, steps=10)
+    plain = asked[::2]
+    asked.clear()
+    stitch(pipe, small, fraction=0.2)
+    tiny.run("wan_two", pipe, steps=10)
+    assert asked[::2] == ["small"] * 2 + plain[2:]
+    assert {"high", "low"} <= set(plain[2:])
+    unstitch(pipe)
+    assert pipe.transformer is high
+    assert pipe.transformer_2 is low
+
+
+def test_three_members_and_a_plan_in_any_order():
+    from hemstitch import Plan
+
+    pipe = tiny.build("sd")
+    stitch(pipe, tiny.small("sd"), tiny.thin("sd"), fraction=(0.25, 0.5))
+    run("sd", pipe)
+    assert stitched(pipe).route.last.assignment == ("small", "medium", "medium", "large")
+    plan = Plan.explicit(["large", "small", "large", "medium"])
+    asked = []
+    for name, net in stitched(pipe).members.items():
+        net.register_forward_hook(lambda *_, name=name: asked.append(name))
+    replan(pipe, plan=plan)
+    run("sd", pipe)
+    assert asked == list(plan.assignment)
+
+
+@pytest.mark.parametrize("classes", [10, 1000, 1500])
+def test_a_dit_of_any_number_of_classes_has_its_own_null_label(classes):
+    pipe = tiny.build("dit")
+    pipe.transformer = large = tiny.transformer_dit(classes=classes)
+    small = tiny.transformer_dit("small", classes=classes)
+    seen = []
+    for net in (small, large):
+        net.register_forward_pre_hook(lambda *a: seen.append(a[2]["class_labels"].tolist()), with_kwargs=True)
+    stitch(pipe, small, fraction=0.5)
+    picture = tiny.run("dit", pipe, steps=2, class_labels=[1, 7], guidance_scale=4.0)
+    assert picture.isfinite().all()
+    assert seen == [[1, 7, classes, classes]] * 2
+    seen.clear()
+    tiny.run("dit", pipe, steps=2, class_labels=[1, 7], guidance_scale=1.0)
+    assert seen == [[1, 7]] * 2
+
+
+def test_a_class_conditional_unet_in_a_loop_of_ones_own():
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    large, small = tiny.unet_class(), tiny.unet_class("small")
+    pipe = stitch(DDIMPipeline(large, DDIMScheduler()), small, fraction=0.5)
+    x, labels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 4])
+    asked = []
+    for name, net in stitched(pipe).members.items():
+        net.register_forward_hook(lambda *_, name=name: asked.append(name))
+    pipe.scheduler.set_timesteps(6)
+    with torch.no_grad():
+        for t in pipe.scheduler.timesteps:
+            x = pipe.scheduler.step(pipe.unet(x, t, labels).sample, t, x).prev_sample
+    assert asked == ["small"] * 3 + ["large"] * 3
