@@ -155,3 +155,93 @@ def test_a_class_conditional_unet_in_a_loop_of_ones_own():
         for t in pipe.scheduler.timesteps:
             x = pipe.scheduler.step(pipe.unet(x, t, labels).sample, t, x).prev_sample
     assert asked == ["small"] * 3 + ["large"] * 3
+
+
+# -- pipelines beyond the families: nothing is known about them but their calls ---------------------------------------
+
+
+def asked_by(pipe):
+    asked = []
+    for name, net in stitched(pipe).members.items():
+        net.register_forward_hook(lambda *_, name=name: asked.append(name))
+    return asked
+
+
+def test_perturbed_attention_guidance():
+    from diffusers import StableDiffusionPAGPipeline
+
+    pipe = StableDiffusionPAGPipeline(
+        **tiny.build("sd").components, pag_applied_layers="down", requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    stitch(pipe, tiny.small("sd"), fraction=0.5)
+    asked = asked_by(pipe)
+    plain = tiny.run("sd", pipe, steps=4, pag_scale=0.0)
+    assert not torch.allclose(tiny.run("sd", pipe, steps=4, pag_scale=3.0), plain)
+    assert asked == (["small"] * 2 + ["large"] * 2) * 2
+
+
+def test_several_controlnets_for_each_member():
+    from diffusers import MultiControlNetModel
+
+    pipe, small = tiny.build("sdxl_controlnet"), tiny.small("sdxl")
+    pipe.controlnet = MultiControlNetModel([pipe.controlnet, tiny.controlnet_for(pipe.unet, seed=5)])
+    two = MultiControlNetModel([tiny.controlnet_for(small, seed=seed) for seed in (6, 7)])
+    stitch(pipe, small, fraction=0.5, controlnets={"small": two})
+    asked = asked_by(pipe)
+    pictures = {"image": [tiny.picture(), tiny.picture(1)], "controlnet_conditioning_scale": [0.5, 0.5]}
+    assert tiny.run("sdxl_controlnet", pipe, steps=4, **pictures).isfinite().all()
+    assert asked == ["small"] * 2 + ["large"] * 2
+
+
+def test_a_transformers_controlnet_fits_any_depth_of_its_width():
+    from diffusers import SD3ControlNetModel, StableDiffusion3ControlNetPipeline
+
+    plain = tiny.build("sd3")
+    net = SD3ControlNetModel.from_transformer(
+        plain.transformer, num_layers=1, num_extra_conditioning_channels=0, load_weights_from_transformer=False
+    )
+    parts = {k: v for k, v in plain.components.items() if k not in ("image_encoder", "feature_extractor")}
+    pipe = StableDiffusion3ControlNetPipeline(**parts, controlnet=net)
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(StitchError, match="16 wide, the pipeline's own 32"):
+        stitch(pipe, tiny.small("sd3"), fraction=0.5)
+    stitch(pipe, tiny.thin("sd3"), fraction=0.5)
+    asked = asked_by(pipe)
+    assert tiny.run("sd3", pipe, steps=4, control_image=tiny.picture()).isfinite().all()
+    assert asked == ["small"] * 2 + ["large"] * 2
+
+
+def test_animated_pipelines():
+    from diffusers import AnimateDiffPipeline, MotionAdapter, UNetMotionModel
+
+    def moving(unet):
+        adapter = MotionAdapter(
+            block_out_channels=unet.config.block_out_channels,
+            motion_layers_per_block=unet.config.layers_per_block,
+            motion_norm_num_groups=2,
+            motion_num_attention_heads=4,
+        )
+        return adapter, UNetMotionModel.from_unet2d(unet, adapter).eval()
+
+    plain = tiny.build("sd")
+    adapter, unet = moving(plain.unet)
+    parts = {name: plain.components[name] for name in ("vae", "text_encoder", "tokenizer", "scheduler")}
+    pipe = AnimateDiffPipeline(**parts, unet=unet, motion_adapter=adapter)
+    pipe.set_progress_bar_config(disable=True)
+    stitch(pipe, moving(tiny.small("sd"))[1], fraction=0.5)
+    asked = asked_by(pipe)
+    assert tiny.run("sd", pipe, steps=4, num_frames=2).isfinite().all()
+    assert asked == ["small"] * 2 + ["large"] * 2
+
+
+@pytest.mark.parametrize(("component", "calls"), [("transformer", 4), ("transformer_2", 6)])
+def test_one_of_wans_two_transformers(component, calls):
+    pipe = tiny.build("wan_two")
+    other = pipe.transformer_2 if component == "transformer" else pipe.transformer
+    stitch(pipe, tiny.small("wan"), fraction=0.5, component=component)
+    assert other in (pipe.transformer, pipe.transformer_2)
+    asked = asked_by(pipe)
+    tiny.run("wan_two", pipe, steps=10)
+    small = 4 if component == "transformer" else 1  # five steps of the ten, four of them before the boundary
+    assert asked == ["small"] * 2 * small + ["large"] * 2 * (calls - small)

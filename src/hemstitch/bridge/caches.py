@@ -7,11 +7,16 @@ stitched pipeline as they are. These two keep their state by the model that they
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+from torch import nn
+
 from ..errors import MissingExtraError, StitchError
-from .stitching import stitched
+from .convert import process_of
+from .stitching import stitched, stitched_parts
 from .wrapper import StitchedModel
 
 
@@ -28,53 +33,82 @@ def enable_deepcache(pipe: Any, cache_interval: int = 3, cache_branch_id: int = 
     model = _unet(pipe)
     if "DeepCache" in model.caching:
         raise StitchError("DeepCache is on already: call the function that enable_deepcache answered to switch it off")
-    helpers = {}
-    for i in model._targets:
-        helper = DeepCacheSDHelper(pipe=_AsPipeline(pipe, model._member(i)))
-        helper.set_params(cache_interval=cache_interval, cache_branch_id=cache_branch_id, **more)
-        helper.enable()
-        helpers[i] = helper
+    _refuse_other_times(pipe, model)
+    helpers: dict[int, Any] = {}
+    with ExitStack() as undo:
+        for i in model._targets:
+            member = model._member(i)
+            helper = helpers[i] = DeepCacheSDHelper(pipe=_AsPipeline(pipe, member))
+            helper.set_params(cache_interval=cache_interval, cache_branch_id=cache_branch_id, **more)
+            undo.callback(_enabled(member, helper.enable, helper.disable))
 
-    def reset(i: int, ahead: int) -> None:
-        helpers[i].cached_output = {}
-        helpers[i].start_timestep = None
+        def reset(i: int, ahead: int) -> None:
+            helpers[i].cached_output = {}
+            helpers[i].start_timestep = None
 
-    def disable() -> None:
-        model.caching.pop("DeepCache", None)
-        for i, helper in helpers.items():
-            helper.disable()
-            model._member(i).__dict__.pop("forward", None)  # it leaves a bound method behind
-
-    model.caching["DeepCache"] = dict.fromkeys(helpers, reset)
-    return disable
+        model.caching["DeepCache"] = dict.fromkeys(helpers, reset)
+        undo.callback(model.caching.pop, "DeepCache", None)
+        return undo.pop_all().close
 
 
 def enable_cache_dit(pipe: Any, **more: Any) -> Callable[[], None]:
     """cache-dit on every member of a stitched transformer; arguments as `cache_dit.enable_cache`.
 
-    Answers a function that switches it off again. stitched(pipe).only("large") limits it to chosen members.
+    Answers a function that switches it off again. stitched(pipe).only("large") limits it to chosen members; Wan 2.2's
+    two transformers are both meant.
     """
     try:
         import cache_dit
     except ImportError:
         raise MissingExtraError("cache-dit", "caches") from None
-    model = stitched(pipe)
-    if "cache-dit" in model.caching:
+    first = stitched(pipe)
+    models = [model for model in stitched_parts(pipe) if model.member_class is first.member_class]
+    if "cache-dit" in first.caching:
         raise StitchError("cache-dit is on already: call the function that enable_cache_dit answered to switch it off")
-    members = {i: model._member(i) for i in model._targets}
-    for member in members.values():
-        cache_dit.enable_cache(member, **more)
+    names = [first._names[i] for i in first._targets]
+    cached: set[Any] = set()
+    with ExitStack() as undo:
+        for model in models:
+            with model.only(*names):
+                members = {i: model._member(i) for i in model._targets}
+            for member in set(members.values()) - cached:  # two models may share one
+                enable = partial(cache_dit.enable_cache, member, **more)
+                undo.callback(_enabled(member, enable, partial(cache_dit.disable_cache, member)))
+                cached.add(member)
 
-    def reset(i: int, ahead: int) -> None:
-        cache_dit.refresh_context(members[i], num_inference_steps=ahead)
+            def reset(i: int, ahead: int, members: dict[int, Any] = members) -> None:
+                cache_dit.refresh_context(members[i], num_inference_steps=ahead)
 
-    def disable() -> None:
-        model.caching.pop("cache-dit", None)
-        for member in members.values():
-            cache_dit.disable_cache(member)
+            model.caching["cache-dit"] = dict.fromkeys(members, reset)
+            undo.callback(model.caching.pop, "cache-dit", None)
+        return undo.pop_all().close
 
-    model.caching["cache-dit"] = dict.fromkeys(members, reset)
-    return disable
+
+def _enabled(member: nn.Module, enable: Callable[[], Any], disable: Callable[[], Any]) -> Callable[[], None]:
+    """Enable a cache on a member; what disables it, and takes away the attributes that it leaves on the modules."""
+    before = _attributes(member)
+
+    def clear(added: set[tuple[nn.Module, str]]) -> None:
+        for module, name in added:
+            module.__dict__.pop(name, None)
+            module._modules.pop(name, None)
+
+    try:
+        enable()
+    except Exception:
+        clear(_attributes(member) - before)
+        raise
+    added = _attributes(member) - before
+
+    def undo() -> None:
+        disable()
+        clear(added)
+
+    return undo
+
+
+def _attributes(member: nn.Module) -> set[tuple[nn.Module, str]]:
+    return {(module, name) for module in member.modules() for name in (*vars(module), *module._modules)}
 
 
 class _AsPipeline(SimpleNamespace):
@@ -94,3 +128,14 @@ def _unet(pipe: Any) -> StitchedModel:
     if not hasattr(model.own, "down_blocks"):
         raise StitchError(f"DeepCache caches a U-Net's skip branches; this pipeline has a {type(model.own).__name__}")
     return model
+
+
+def _refuse_other_times(pipe: Any, model: StitchedModel) -> None:
+    """DeepCache looks a call's timestep up among the scheduler's."""
+    for i in model._targets:
+        adapter = model._adapters.get(i)
+        if adapter is not None and adapter.theirs and not adapter.theirs.same_noise(process_of(pipe.scheduler)):
+            raise StitchError(
+                f"the member {model._names[i]!r} has a noise schedule of its own and is asked at other timesteps than "
+                "the pipeline's, by which DeepCache counts: enable it for the others, with stitched(pipe).only(…)"
+            )

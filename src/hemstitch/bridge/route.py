@@ -209,7 +209,9 @@ class Route:
                 "own uses pipe.scheduler and passes its timesteps"
             )
         begin = getattr(scheduler, "begin_index", None)
-        begin = place if begin is None or begin > place else int(begin)
+        if begin is None:
+            begin = 0 if getattr(pipe, "transformer_2", None) is not None else place  # the other one may have begun
+        begin = min(int(begin), place)
         schedule = schedule_of(scheduler, begin, _end(pipe, scheduler, begin))
         plan = self.choice.plan_for(schedule, int(scheduler.config.get("num_train_timesteps", 1000)))
         members = tuple(self.names.index(name) for name in plan.assignment)

@@ -52,7 +52,7 @@ def stitch(
         and a Lazy one nowhere.
     component: the attribute of the denoiser, where it is not `unet` or `transformer`. Of a pipeline with two
         transformers (Wan 2.2) by default both are stitched, and the other members go before them; `transformer` or
-        `transformer_2` stitches one, and fractions are of the run's steps from the first that it takes.
+        `transformer_2` stitches one, and fractions still are of the whole run's steps.
     names: of all members, the pipeline's own last. For two: small, large; for three: small, medium, large.
     controlnets, residuals: where the pipeline's ControlNet or adapter does not fit a member: a ControlNet for it by
         name, or {name: "drop"} to run it without.
@@ -120,7 +120,7 @@ def unstitch(pipe: Any, component: str | None = None) -> Any:
 
 def stitched(pipe: Any) -> StitchedModel:
     """The stitched denoiser of a pipeline, whatever its attribute is called."""
-    for model in _stitched_parts(pipe):
+    for model in stitched_parts(pipe):
         return model
     raise StitchError(f"this {type(pipe).__name__} is not stitched: stitch(pipe, small, fraction=0.4)")
 
@@ -140,7 +140,7 @@ class replan:  # noqa: N801  (used as a function, and as a context manager, like
         plan: Plan | None = None,
         rule: str = "step",
     ) -> None:
-        routes = [model.route for model in _stitched_parts(pipe)] or [stitched(pipe).route]
+        routes = [model.route for model in stitched_parts(pipe)] or [stitched(pipe).route]
         self._before = [(route, route.choice) for route in routes]
         choice = Choice.of(routes[0].names, fraction, plan, rule)
         for route in routes:
@@ -154,7 +154,7 @@ class replan:  # noqa: N801  (used as a function, and as a context manager, like
             route.choice = choice
 
 
-def _stitched_parts(pipe: Any) -> Iterator[StitchedModel]:
+def stitched_parts(pipe: Any) -> Iterator[StitchedModel]:
     for part in _parts(pipe).values():
         if isinstance(plain(part), StitchedModel):
             yield plain(part)

@@ -142,7 +142,12 @@ class StitchedModel(ModelMixin):  # type: ignore[misc]
             if adapter is None:
                 return member(*args, **kwargs)
             named = dict(zip(self._arguments, args, strict=False)) | kwargs
-            return adapter(member, named, self._arguments[0], self._ours)
+            placed = self._arguments[: len(args)]
+
+            def ask(**named: Any) -> Any:  # what came by place goes by place: tomesd and DeepCache rely on it
+                return member(*[named.pop(name) for name in placed], **named)
+
+            return adapter(ask, named, self._arguments[0], self._ours)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _choose(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -164,7 +169,6 @@ class StitchedModel(ModelMixin):  # type: ignore[misc]
         run = self.route.run
         assert run is not None
         if run is not self._run:
-            self._refuse_foreign_forward()
             self._ours = process_of(run.scheduler) if any(a.theirs for a in self._adapters.values()) else None
         if self._apart:
             for j in list(self._lazy):
@@ -181,14 +185,6 @@ class StitchedModel(ModelMixin):  # type: ignore[misc]
             if i in resets:
                 resets[i](i, ahead)
         self._run, self._at = run, i
-
-    def _refuse_foreign_forward(self) -> None:
-        mine = self.__dict__.get("forward")
-        if mine is not None and getattr(inspect.unwrap(mine), "__module__", "").startswith("DeepCache"):
-            raise StitchError(
-                "DeepCacheSDHelper keeps one cache for all members, which is wrong behind a seam: disable it and use "
-                "hemstitch.bridge.enable_deepcache(pipe, …)"
-            )
 
     def _in_context(self, member: Any) -> Any:
         if self._context is None or not hasattr(member, "cache_context"):
@@ -240,6 +236,8 @@ class StitchedModel(ModelMixin):  # type: ignore[misc]
     def __setattr__(self, name: str, value: Any) -> None:
         """An attribute of the members' networks (encoder_hid_proj, …) is set on them; anything else here."""
         own = self.__dict__.get("_modules", {}).get(f"member{self.__dict__.get('_own')}")
+        if name == "forward":
+            _refuse_cache_of_all(value)
         if own is None or name in self.__dict__ or hasattr(type(self), name) or name in PRIVATE or name == "forward":
             return super().__setattr__(name, value)
         if name.startswith("member") or not hasattr(own, name):
@@ -486,6 +484,17 @@ class StitchedModel(ModelMixin):  # type: ignore[misc]
         for key, value in self.__dict__.items():
             copy.__dict__[key] = None if key in ("_run", "_at") else deepcopy(value, memo)
         return copy
+
+
+def _refuse_cache_of_all(forward: Any) -> None:
+    library = getattr(inspect.unwrap(forward), "__module__", "").split(".")[0]
+    if library in ("DeepCache", "cache_dit"):
+        instead = "enable_deepcache" if library == "DeepCache" else "enable_cache_dit"
+        undo = "" if library == "DeepCache" else ", after cache_dit.disable_cache(pipe)"
+        raise StitchError(
+            f"{library} would keep one cache for all members, which is wrong behind a seam: "
+            f"hemstitch.bridge.{instead}(pipe, …) takes its arguments and gives each member one{undo}"
+        )
 
 
 def _reset_caches(member: Any) -> None:
