@@ -168,10 +168,16 @@ def from_inside(self: Any, network: Any, x: Tensor, t: Tensor, text: Tensor) -> 
 
 
 def speed(bench: Bench) -> dict[str, Any]:
-    return timed(bench, {name: bench.unet(name) for name in UNETS}, FRACTIONS, bench.size.rounds)
+    nets = {name: bench.unet(name) for name in UNETS}
+    return {
+        f"pictures: {pictures}": timed(bench, nets, FRACTIONS, bench.size.rounds, pictures)
+        for pictures in sorted({1, bench.size.pictures})
+    }
 
 
-def timed(bench: Bench, nets: dict[str, Any], fractions: Sequence[float], rounds: int) -> dict[str, Any]:
+def timed(
+    bench: Bench, nets: dict[str, Any], fractions: Sequence[float], rounds: int, pictures: int = 1
+) -> dict[str, Any]:
     """Whole runs, in turns with the plain pipelines of both members. ideal: of a round, that many steps at what a step
     of each plain pipeline took in the same round. ratio = ideal / measured.
     """
@@ -183,9 +189,11 @@ def timed(bench: Bench, nets: dict[str, Any], fractions: Sequence[float], rounds
 
     def run(fraction: float) -> Tensor:
         with replan(pipe, fraction=fraction):
-            return bench.latents(pipe)
+            return bench.latents(pipe, pictures=pictures)
 
-    variants: dict[str, Callable[[], Any]] = {name: partial(bench.latents, alone[name]) for name in nets}
+    variants: dict[str, Callable[[], Any]] = {
+        name: partial(bench.latents, alone[name], pictures=pictures) for name in nets
+    }
     finite, small_steps = True, {}
     for fraction in fractions:
         finite &= bool(run(fraction).isfinite().all())
@@ -216,6 +224,7 @@ def timed(bench: Bench, nets: dict[str, Any], fractions: Sequence[float], rounds
         "parameters": {name: parameters(net) for name, net in nets.items()},
         "latents": bench.size.latents,
         "steps": steps,
+        "pictures": pictures,
         "rounds": rounds,
         "finite": finite,
         "step_ms": {name: spread([1000 * s / steps for s in times[name]], 2) for name in nets},
@@ -279,7 +288,7 @@ def _no_tf32() -> Iterator[None]:
 # 6. Compiled members
 
 
-def compiled(bench: Bench, rounds: int = 5, backend: str = "inductor") -> dict[str, Any]:
+def compiled(bench: Bench, rounds: int = 4, backend: str = "inductor") -> dict[str, Any]:
     """Each member compiled in place, the wrapper left as it is: graphs, breaks, and runs as in `speed`."""
     import torch._dynamo
 
@@ -290,23 +299,24 @@ def compiled(bench: Bench, rounds: int = 5, backend: str = "inductor") -> dict[s
     counters = torch._dynamo.utils.counters
     counters.clear()
     pipe = stitch(bench.pipeline(nets["large"]), nets["small"], fraction=0.4)
-    eager = bench.latents(pipe)
+    ask = partial(bench.latents, pipe, pictures=bench.size.pictures)
+    eager = ask()
     pipe.unet.compile(backend=backend)
-    opening = bench.seconds(partial(bench.latents, pipe))
-    result = bench.latents(pipe)
+    opening = bench.seconds(ask)
+    result = ask()
 
     def uncompiled() -> None:
         with torch.compiler.set_stance("force_eager"):
-            bench.latents(pipe)
+            ask()
 
-    both = bench.interleaved({"compiled": partial(bench.latents, pipe), "eager": uncompiled}, rounds)
+    both = bench.interleaved({"compiled": ask, "eager": uncompiled}, rounds)
     ratios = [e / c for e, c in zip(both["eager"], both["compiled"], strict=True)]
     return {
         "backend": backend,
         "first_run_seconds": round(opening, 1),
         "gap_to_eager": float((result - eager).abs().max() / eager.abs().max()),
         "eager_over_compiled": spread(ratios),
-        "timed": timed(bench, nets, (0.0, 0.4, 1.0), rounds),
+        "timed": timed(bench, nets, (0.0, 0.4, 1.0), rounds, bench.size.pictures),
         "graph_breaks": sum(counters["graph_break"].values()),
         "graphs": counters["stats"]["unique_graphs"],  # two, unless something was compiled again
     }
@@ -356,7 +366,11 @@ def _table_overhead(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _table_speed(result: dict[str, Any]) -> list[str]:
+def _table_speed(results: dict[str, Any]) -> list[str]:
+    return [line for name, result in results.items() for line in (f"  {name}", *_table_timed(result))]
+
+
+def _table_timed(result: dict[str, Any]) -> list[str]:
     lines = [f"  a step of {name:5}: {_told(row, ' ms')}" for name, row in result["step_ms"].items()]
     lines.append("  fraction  seconds   ideal  speed-up  ideal / measured (95 % interval of the median)")
     for row in result["fractions"]:
@@ -394,7 +408,7 @@ def _table_compiled(result: dict[str, Any]) -> list[str]:
         f"  graph breaks: {result['graph_breaks']}, graphs: {result['graphs']}",
         f"  first run: {result['first_run_seconds']} s",
         f"  eager / compiled at fraction 0.4: {_told(result['eager_over_compiled'])}",
-        *_table_speed(result["timed"]),
+        *_table_timed(result["timed"]),
     ]
 
 

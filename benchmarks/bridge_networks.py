@@ -55,7 +55,8 @@ DIFFUSERS_LIKE = {"frequency_shift": 1, "mlp_norm_eps": 1e-5}
 class Size:
     """shrink: the U-Nets' widths are divided by it. heads, groups: of attention and normalisation. text: width of the
     prompt's embedding. latents: side of the latents. steps: solver steps of a run. rounds: timed runs of each variant.
-    calls: timed pairs of calls. dits: the two DiTs. memory_shrink: of the pair whose memory is measured.
+    calls: timed pairs of calls. dits: the two DiTs. memory_shrink: of the pair whose memory is measured. pictures: of a
+    run whose speed is measured: on a GPU as many as keep it busy, beside runs of one.
     """
 
     shrink: int
@@ -68,6 +69,7 @@ class Size:
     calls: int
     dits: dict[str, NetConfig]
     memory_shrink: int
+    pictures: int = 1
 
 
 def _dit(size: int, width: int, depth: int, heads: int) -> NetConfig:
@@ -82,7 +84,7 @@ def size_of(name: str, device: str) -> Size:
         dits = {"small": _dit(16, 96, 3, 3), "large": _dit(16, 192, 6, 6)}
         return Size(8, 1, 8, 768, 32, 10, 20, 300, dits, memory_shrink=2)
     dits = {"small": preset("dit_s2"), "large": preset("dit_b2")}
-    return Size(1, 8, 32, 768, 64, 20, 15, 300, dits, memory_shrink=1)
+    return Size(1, 8, 32, 768, 64, 20, 9, 300, dits, memory_shrink=1, pictures=16)
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,8 @@ class Bench:
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(device or self.device)
 
-    def latents(self, pipe: Any, steps: int | None = None) -> Tensor:
-        """One picture's latents, guided: two rows in each call of the network."""
+    def latents(self, pipe: Any, steps: int | None = None, pictures: int = 1) -> Tensor:
+        """Pictures' latents, guided: two rows of each in every call of the network."""
         generator = torch.Generator().manual_seed(SEEDS["text"])
         width = pipe.unet.config.cross_attention_dim
         text = torch.randn(2, 77, width, generator=generator).to(pipe.unet.device, self.dtype)
@@ -160,6 +162,7 @@ class Bench:
             prompt_embeds=text[:1],
             negative_prompt_embeds=text[1:],
             num_inference_steps=steps or self.size.steps,
+            num_images_per_prompt=pictures,
             generator=torch.Generator().manual_seed(SEEDS["noise"]),
             output_type="latent",
             return_dict=False,
