@@ -172,6 +172,22 @@ class Process:
         return _alphas_cumprod(self)
 
 
+def handed_back(
+    ours: Process, theirs: Process, t_B: Tensor, x: Tensor, x0: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(x_0, eps) about x at time t of `ours`, from what a network of `theirs` said at its own time of equal log-SNR.
+
+    Where their process reaches, both hold. Beyond its noisy end (a discrete process never reaches pure noise) it was
+    asked at that end and its x_0 is kept; beyond its clean end its eps: the other follows from x.
+    """
+    log_snr_B, (_, clean) = ours.log_snr(t_B), theirs.log_snr_range
+    alpha_B, sigma_B = ours.alpha_sigma(t_B)
+    alpha, sigma = per_row(alpha_B, x), per_row(sigma_B, x)
+    beyond = (log_snr_B > clean).to(x.device, non_blocking=True).reshape(-1, *([1] * (x.ndim - 1)))
+    x0 = torch.where(beyond, (x - sigma * eps) / alpha, x0)
+    return x0, torch.where(beyond, eps, (x - alpha * x0) / sigma)
+
+
 def per_row(coefficient_B: Tensor, like: Tensor) -> Tensor:
     """A coefficient per row, in `like`'s dtype and on its device, shaped to multiply it.
 

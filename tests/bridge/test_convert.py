@@ -7,10 +7,10 @@ import torch
 from diffusers import DDIMPipeline, UNet2DModel
 
 from hemstitch import Process
-from hemstitch.bridge import process_of, stitch, stitched
+from hemstitch.bridge import process_of, replan, stitch, stitched
 from hemstitch.bridge.convert import Adapter, null_labels
 from hemstitch.errors import StitchError
-from hemstitch.process import per_row
+from hemstitch.process import handed_back, per_row
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 
@@ -150,9 +150,9 @@ def test_a_learned_variance_is_cut_or_filled(family, which):
 
 def test_an_adapter_keeps_what_the_first_channels_say():
     output = torch.randn(2, 8, 4, 4)
-    cut = Adapter(channels=4, out=4)(lambda **k: (output,), {}, "sample", None)[0]
+    cut = Adapter(channels=4, out=4)(lambda **k: (output,), {}, "sample", "timestep", None)[0]
     assert torch.equal(cut, output[:, :4])
-    filled = Adapter(channels=4, out=8)(lambda **k: (output[:, :4],), {}, "sample", None)[0]
+    filled = Adapter(channels=4, out=8)(lambda **k: (output[:, :4],), {}, "sample", "timestep", None)[0]
     assert torch.equal(filled[:, :4], output[:, :4])
     assert not filled[:, 4:].any()
 
@@ -163,3 +163,79 @@ def test_null_labels_are_the_networks_own():
     assert null_labels(torch.tensor([3, 1000, 1000, 1000]), 2000).tolist() == [3, 1000, 2000, 2000]
     assert null_labels(torch.tensor([3, 1000]), 2000).tolist() == [3, 2000]
     assert null_labels(torch.tensor([3, 1000, 5]), 2000).tolist() == [3, 1000, 5]
+
+
+def exact(process, x, t):
+    """(x_0, eps) of N(0.3, 0.5²) data, known."""
+    alpha, sigma = (per_row(c, x) for c in process.alpha_sigma(t))
+    x0 = 0.3 + alpha * 0.25 / (alpha**2 * 0.25 + sigma**2) * (x - alpha * 0.3)
+    return x0, (x - alpha * x0) / sigma
+
+
+def test_beyond_its_clean_end_a_members_eps_holds():
+    """SD's schedule ends at more noise than DDPM's: there its x_0 would tell little of the noise that is left."""
+    ours, theirs = Process("linear"), Process("scaled_linear")
+    t = torch.arange(0.0, 8.0).double()
+    x0 = 0.3 + 0.5 * torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(0)).double()
+    x = ours.add_noise(x0, torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(1)).double(), t)
+    t_theirs = theirs.time_of(ours.log_snr(t))
+    (alpha, sigma), (alpha_theirs, sigma_theirs) = ours.alpha_sigma(t), theirs.alpha_sigma(t_theirs)
+    said = exact(theirs, per_row(((alpha_theirs**2 + sigma_theirs**2) / (alpha**2 + sigma**2)).sqrt(), x) * x, t_theirs)
+    back_x0, back_eps = handed_back(ours, theirs, t, x, *said)
+    true_x0, true_eps = exact(ours, x, t)
+
+    def off(a, b):
+        return float((a - b).norm() / b.norm())
+
+    assert (ours.log_snr(t) > theirs.log_snr_range[1]).any()
+    assert off(back_x0, true_x0) < 0.01
+    assert off(back_eps, true_eps) < 1.0
+    x0_kept = (x - per_row(alpha, x) * said[0]) / per_row(sigma, x)
+    assert off(x0_kept, true_eps) > 2 * off(back_eps, true_eps)
+    assert torch.allclose(per_row(alpha, x) * back_x0 + per_row(sigma, x) * back_eps, x)
+
+
+def test_packed_latents_have_their_channels_last():
+    tokens = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([0.9, 0.3])
+    ours, theirs = Process("flow", "flow"), Process("flow", "x0")
+    adapter = Adapter(channels=4, out=4, theirs=theirs, unit_time=True)
+
+    def member(sample, timestep):
+        return (0.5 * sample,)
+
+    flat = {"sample": tokens, "timestep": t}
+    plane = {"sample": tokens.permute(0, 2, 1)[..., None], "timestep": t}
+    got = adapter(member, flat, "sample", "timestep", ours)[0]
+    expected = adapter(member, plane, "sample", "timestep", ours)[0]
+    assert torch.allclose(got, expected[..., 0].permute(0, 2, 1))
+    x0 = 0.5 * tokens
+    assert torch.allclose(got, (tokens - x0) / t.reshape(2, 1, 1), atol=1e-6)  # (x - x_0)/t, the velocity of the flow
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3", "wan", "sd_inpaint9"])
+def test_converted_members_in_the_pipelines_themselves(family):
+    theirs = Process("flow", "x0") if family != "sd_inpaint9" else Process("scaled_linear", "v")
+    pipe = tiny.build(family)
+    plain = tiny.run(family, pipe, steps=4)
+    stitch(pipe, tiny.small(family), fraction=0.5, processes={"small": theirs})
+    mixed = tiny.run(family, pipe, steps=4)
+    assert mixed.isfinite().all()
+    assert mixed.shape == plain.shape
+    replan(pipe, fraction=0)
+    assert torch.equal(tiny.run(family, pipe, steps=4), plain)
+
+
+def test_what_lies_beside_the_latents_is_left_as_it_is():
+    """An inpainting U-Net's mask and masked picture."""
+    seen = {}
+
+    def member(sample, timestep):
+        seen.update(x=sample, t=timestep)
+        return (sample[:, :4],)
+
+    x = torch.randn(2, 9, 4, 4)
+    adapter = Adapter(channels=4, out=4, theirs=Process("linear", "eps"))
+    adapter(member, {"sample": x, "timestep": torch.tensor(500)}, "sample", "timestep", Process("scaled_linear"))
+    assert torch.equal(seen["x"][:, 4:], x[:, 4:])
+    assert seen["t"].tolist() != [500.0, 500.0]

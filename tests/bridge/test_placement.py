@@ -3,9 +3,10 @@
 import pytest
 import tiny
 import torch
+from diffusers import ModelMixin
 from torch import nn
 
-from hemstitch.bridge import Lazy, stitch, unstitch
+from hemstitch.bridge import Lazy, stitch, stitched, unstitch
 from hemstitch.bridge.shelf import Shelf
 from hemstitch.errors import StitchError
 
@@ -36,6 +37,20 @@ def test_only_one_member_lies_on_the_device():
         shelf.bring(member)
         other = large if member is small else small
         assert (member.device.type, other.device.type) == ("cuda", "cpu")
+
+
+def test_a_member_that_another_pipeline_moved_is_brought_back():
+    small, _large = Anywhere("cuda"), Anywhere()
+    shelf = Shelf(small)
+    small.to("cpu")
+    shelf.bring(small)
+    assert small.device.type == "cuda"
+
+
+def test_stitching_puts_the_others_on_the_cpu():
+    first, second, third = (Anywhere("cuda") for _ in range(3))
+    Shelf(second).leave_only(second, [first, second, third])
+    assert [member.device.type for member in (first, second, third)] == ["cpu", "cuda", "cpu"]
 
 
 def test_on_the_cpu_nothing_moves():
@@ -75,6 +90,9 @@ def test_model_cpu_offload_changes_no_result():
     pipe.enable_model_cpu_offload(device="cpu")
     for _ in range(2):
         assert torch.equal(tiny.run("sd", pipe, steps=4), plain)
+    for change in (unstitch, lambda pipe: stitch(pipe, tiny.thin("sd"), fraction=0.5)):
+        with pytest.raises(StitchError, match="remove_all_hooks"):
+            change(pipe)
     pipe.remove_all_hooks()
     unstitch(pipe)
     assert tiny.run("sd", pipe, steps=4).isfinite().all()
@@ -145,6 +163,51 @@ def test_a_lazy_member_is_checked_by_its_configuration_alone(tmp_path):
         stitch(pipe, Lazy(type(pipe.unet), tmp_path), fraction=0.5)
 
 
+def test_lazy_takes_a_folder_of_its_own_class(stored, tmp_path):
+    pipe = tiny.build("ddim")
+    with pytest.raises(StitchError, match="holds a UNet2DConditionModel, not a UNet2DModel"):
+        stitch(pipe, Lazy(type(pipe.unet), stored), fraction=0.5)
+
+
+def test_a_lazy_member_that_cannot_be_loaded_says_which(stored):
+    pipe = tiny.build("sd")
+    stitch(pipe, Lazy(type(pipe.unet), stored), fraction=0.5)
+    (stored / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(OSError, match="diffusion_pytorch_model") as caught:
+        tiny.run("sd", pipe)
+    assert "a lazy member of a stitched model" in caught.value.__notes__[0]
+
+
 def test_lazy_takes_a_model_class():
     with pytest.raises(StitchError, match="model class"):
+        Lazy(ModelMixin, "somewhere")
+    with pytest.raises(StitchError, match="model class"):
         Lazy("UNet2DConditionModel", "somewhere")
+
+
+@pytest.mark.parametrize("family", ["wan_two", "sd"])
+def test_one_member_at_a_time_lies_on_the_device(family, monkeypatch):
+    """No device is at hand: where members are sent is written down instead."""
+    pipe = stitch(tiny.build(family), tiny.small(family), fraction=0.3, keep="active")
+    model = stitched(pipe)
+    nets = {"small": model.members["small"], "large": model.own}
+    if family == "wan_two":
+        nets["second"] = pipe.transformer_2.own
+    there = {id(model.own)}
+
+    def send(self, *args, **kwargs):
+        device = torch._C._nn._parse_to(*args, **kwargs)[0]
+        (there.add if device.type == "cuda" else there.discard)(id(self))
+        return self
+
+    monkeypatch.setattr(type(model.own), "to", send)
+    model._shelf.device = torch.device("cuda")
+    seen = []
+    for name, net in nets.items():
+        net.register_forward_hook(lambda m, *_, name=name: seen.append((name, there == {id(m)})))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model), "device", torch.device("cpu"))  # latents stay here
+        for _ in range(2):
+            tiny.run(family, pipe, steps=10)
+    assert {name for name, _ in seen} == set(nets)
+    assert all(alone for _, alone in seen)

@@ -43,6 +43,10 @@ def test_a_fraction_lies_between_0_and_1(fraction):
         ({"fraction": 0.4, "plan": Plan.explicit(["small", "large"])}, "one of the two"),
         ({"fraction": (0.4, 0.2)}, "give 1 fractions"),
         ({"fraction": {"tiny": 1.0}}, "fractions name tiny"),
+        ({"fraction": True}, "lies in 0..1"),
+        ({"fraction": torch.tensor(0.5)}, "lies in 0..1"),
+        ({"plan": ["small", "large"]}, "a plan is a hemstitch.Plan"),
+        ({"fraction": 0.4, "processes": {"small": "v"}}, "a process is a hemstitch.Process"),
         ({"fraction": {"small": 0.7, "large": 0.7}}, "sum to 1"),
         ({"fraction": 0.4, "rule": "index"}, "rules are step, timestep"),
         ({"plan": Plan.explicit(["small", "base"])}, "plan names base"),
@@ -67,8 +71,24 @@ def test_arguments_that_make_no_sense_are_refused_with_the_fix(more, says):
 
 def test_a_mapping_may_leave_members_out():
     choice = Choice.of(("a", "b", "c"), {"c": 0.75, "a": 0.25}, None)
-    assert dict(choice.fractions) == {"b": 0.0, "c": 0.75, "a": 0.25}
-    assert choice == Choice.from_data(choice.to_data())
+    assert choice.fractions == (("a", 0.25), ("b", 0.0), ("c", 0.75))
+    assert choice == Choice.from_data(("a", "b", "c"), choice.to_data())
+    assert Choice.of(NAMES, {"small": 0.4}, None).fractions == (("small", 0.4), ("large", 0.6))
+
+
+def test_fractions_are_in_the_order_of_the_members_whatever_that_of_the_mapping():
+    pipe, asked = sd({"large": 0.75, "small": 0.25})
+    tiny.run("sd", pipe, steps=4)
+    assert asked == ["small"] + ["large"] * 3
+
+
+def test_numbers_of_numpy_are_numbers():
+    import numpy as np
+
+    for fraction in (0.4, 0.7, 0.1):
+        assert Choice.of(NAMES, np.float32(fraction), None) == Choice.of(NAMES, fraction, None)
+    thirds = Choice.of(("a", "b", "c"), (1 / 3, 1 / 3), None)
+    assert Plan.fractions(dict(thirds.fractions), 9).counts == {"a": 3, "b": 3, "c": 3}
 
 
 def test_the_rules_are_those_of_the_released_code():
@@ -91,7 +111,7 @@ def test_by_timestep_img2img_begins_behind_the_seam():
     img2img = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
     tiny.run("sd_img2img", img2img, steps=10, strength=0.4)
     assert set(asked) == {"large"}
-    replan(pipe, fraction=0.5)
+    replan(pipe, fraction=0.5, rule="step")
     asked.clear()
     tiny.run("sd_img2img", img2img, steps=10, strength=0.4)
     assert asked == ["small"] * 2 + ["large"] * 2  # by step it is half of the 4 that are left
@@ -167,6 +187,25 @@ def test_a_run_cut_short_by_denoising_end_is_shared_as_it_is():
 # -- pipelines -------------------------------------------------------------------------------------------------------
 
 
+def test_a_changed_fraction_is_read_by_the_rule_of_before():
+    pipe, _ = sd(0.5, rule="timestep")
+    replan(pipe, fraction=0.3)
+    assert stitched(pipe).route.choice.rule == "timestep"
+    with replan(pipe, plan=Plan.explicit(["small"])):
+        assert stitched(pipe).route.choice.rule == "step"
+    assert stitched(pipe).route.choice.rule == "timestep"
+
+
+def test_a_refused_change_leaves_the_stitch_as_it_was():
+    pipe, _ = sd(0.5)
+    model, choice = pipe.unet, pipe.unet.route.choice
+    for change in (lambda: stitch(pipe, tiny.thin("sd"), fraction=1.4), lambda: replan(pipe, fraction=7)):
+        with pytest.raises(StitchError):
+            change()
+        assert pipe.unet is model
+        assert model.route.choice is choice
+
+
 def test_the_plan_may_change_between_calls_and_for_one():
     pipe, asked = sd(0.5)
     with replan(pipe, fraction=1.0):
@@ -233,6 +272,118 @@ def test_pipelines_that_share_the_network_are_each_followed():
     asked.clear()
     tiny.run("sd_inpaint", inpaint, steps=4, strength=0.5)
     assert asked == ["small", "large"]
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3", "flux", "dit"])
+@pytest.mark.parametrize("kind", [diffusers.DDIMScheduler, diffusers.EulerDiscreteScheduler, None])
+def test_a_run_that_was_broken_off_has_no_part_in_those_of_other_pipelines(family, kind):
+    import inspect
+
+    first = stitch(tiny.build(family), tiny.small(family), fraction=0.5)
+    if family in ("sd", "dit") and kind:
+        first.scheduler = kind(**tiny.SD_BETAS)
+    more = {"requires_safety_checker": False} if family == "sd" else {}
+    taken = inspect.signature(type(first).__init__).parameters
+    scheduler = type(first.scheduler).from_config(first.scheduler.config)
+    parts = {k: v for k, v in first.components.items() if k in taken}
+    other = type(first)(**{**parts, "scheduler": scheduler}, **more)
+    other.set_progress_bar_config(disable=True)
+    asked, left = watched(first), []
+
+    class EnoughError(Exception):
+        pass
+
+    def stop(*_):
+        left.append(1)
+        if len(left) == 3:
+            raise EnoughError
+
+    handle = stitched(first).own.register_forward_hook(stop)
+    with pytest.raises(EnoughError):
+        tiny.run(family, first, steps=8)
+    handle.remove()
+    for pipe in (other, first, other):
+        asked.clear()
+        tiny.run(family, pipe, steps=6)
+        assert asked == ["small"] * 3 + ["large"] * 3
+    replan(other, fraction=0)
+    asked.clear()
+    tiny.run(family, other, steps=4)
+    assert asked == ["large"] * 4
+
+
+def test_a_pipeline_called_within_another_run_of_the_same_network():
+    first = stitch(tiny.build("flux"), tiny.small("flux"), fraction=0.5)
+    scheduler = type(first.scheduler).from_config(first.scheduler.config)
+    other = type(first)(**{**first.components, "scheduler": scheduler})
+    other.set_progress_bar_config(disable=True)
+    plain, asked, inner = tiny.run("flux", first, steps=4), watched(first), []
+
+    def preview(pipe, i, t, values):
+        before = len(asked)
+        tiny.run("flux", other, steps=2)
+        inner.append(asked[before:])
+        del asked[before:]
+        return values
+
+    assert torch.equal(tiny.run("flux", first, steps=4, callback_on_step_end=preview), plain)
+    assert asked == ["small"] * 2 + ["large"] * 2
+    assert inner == [["small", "large"]] * 4
+
+
+def test_one_network_called_from_two_threads():
+    import threading
+
+    first = stitch(tiny.build("sd"), tiny.small("sd"), fraction=0.5)
+    pipes = [first]
+    for _ in range(2):
+        scheduler = type(first.scheduler).from_config(first.scheduler.config)
+        pipes.append(type(first)(**{**first.components, "scheduler": scheduler}, requires_safety_checker=False))
+        pipes[-1].set_progress_bar_config(disable=True)
+    expected = [tiny.run("sd", pipe, steps=6, seed=i) for i, pipe in enumerate(pipes)]
+    found = [None] * len(pipes)
+
+    def work(i):
+        torch.set_num_threads(1)
+        for _ in range(3):
+            found[i] = tiny.run("sd", pipes[i], steps=6, seed=i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(pipes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_a_schedule_that_is_gone_through_again_is_a_new_run():
+    pipe, asked = sd(0.5)
+    pipe.scheduler.set_timesteps(4)
+    x, text = torch.zeros(1, 4, 16, 16), torch.zeros(1, 4, 32)
+    for fraction in (0.5, 0.0, 1.0):
+        replan(pipe, fraction=fraction)
+        for t in pipe.scheduler.timesteps:
+            pipe.unet(x, t, text)
+    assert asked == ["small"] * 2 + ["large"] * 6 + ["small"] * 4
+
+
+def test_a_pipeline_whose_time_runs_up():
+    """As Lumina: the network is told 1 - t/1000, and the scheduler not where it begins."""
+    pipe = tiny.build("flux")
+    stitch(pipe, tiny.small("flux"), fraction=0.5)
+    net, asked = pipe.transformer, watched(pipe)
+    call = net.forward
+    net.forward = lambda *a, timestep, **k: call(*a, timestep=1 - timestep, **k)
+    pipe.scheduler.set_begin_index = lambda begin: None
+    tiny.run("flux", pipe, steps=4)
+    assert asked == ["small"] * 2 + ["large"] * 2
+
+
+def test_an_adapters_run_cut_short_is_shared_as_it_is():
+    pipe = stitch(tiny.build("sdxl_adapter"), tiny.thin("sdxl_adapter"), fraction=0.5)
+    asked = watched(pipe)
+    tiny.run("sdxl_adapter", pipe, steps=8, denoising_end=0.5)
+    assert asked == ["small"] * 2 + ["large"] * 2
 
 
 def test_a_pipeline_that_makes_a_scheduler_of_its_own_is_followed():

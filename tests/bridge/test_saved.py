@@ -108,6 +108,12 @@ def test_device_map_is_refused(tmp_path):
         (lambda d: d["choice"].update(fractions={"small": 7, "large": -6}), "0..1"),
         (lambda d: d.update(keep="none"), "keep is one of"),
         (lambda d: d.update(adapters={"small": {"evil": 1}}), "damaged"),
+        (lambda d: d.update(dropped=["nope"]), "the members are small, large"),
+        (lambda d: d["members"].pop(), "damaged"),
+        (lambda d: d["members"][0].update(name="large"), "damaged"),
+        (lambda d: d["members"][0].update(name="tiny"), "fractions name small"),
+        (lambda d: d["members"].append(dict(d["members"][0], name="third")), "incomplete"),
+        (lambda d: d["choice"].update(plan='{"rule": "", "steps": 1, "assignment": [["x", 1]]}'), "plan names x"),
     ],
 )
 def test_a_damaged_or_hostile_file_is_refused(change, says, tmp_path):

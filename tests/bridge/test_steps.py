@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 
-from hemstitch.bridge.steps import place_of, schedule_of
+from hemstitch.bridge.steps import place_of, schedule_of, view_of
 from hemstitch.errors import StitchError
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -83,14 +83,47 @@ def test_steps_and_places_are_those_of_the_scheduler_itself(kind, steps, middle)
     assert schedule.times == [float(scheduler.timesteps[start]) for start in starts]
 
 
-@pytest.mark.parametrize("kind", ["ddim", "flow euler", "unipc flow"])
-def test_a_timestep_that_is_no_view_is_placed_by_value(kind):
+@pytest.mark.parametrize("kind", ["ddim", "ddpm", "plms"])
+def test_without_an_index_a_timestep_that_is_no_view_is_placed_by_value(kind):
     scheduler = KINDS[kind]()
     scheduler.set_timesteps(7)
-    for place, t in enumerate(scheduler.timesteps):
-        assert place_of(scheduler, t.clone()) == place
-        assert place_of(scheduler, float(t)) == place
-        assert place_of(scheduler, t.clone() / 1000) == place  # as Flux passes it
+    times = scheduler.timesteps.tolist()
+    for t in scheduler.timesteps:
+        assert place_of(scheduler, t.clone()) == times.index(int(t))
+        assert place_of(scheduler, t.clone().expand(3)) == times.index(int(t))
+        assert place_of(scheduler, int(t)) == times.index(int(t))
+
+
+@pytest.mark.parametrize("kind", ["flow euler", "unipc flow", "heun", "euler"])
+def test_with_an_index_it_is_placed_by_that_whatever_is_passed(kind):
+    scheduler = KINDS[kind]()
+    scheduler.set_timesteps(7)
+    scheduler.set_begin_index(2)
+    x = torch.ones(1, 1, 2, 2)
+    for place, t in enumerate(scheduler.timesteps[2:], 2):
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(x, t)
+        assert place_of(scheduler, 1 - t / 1000) == place  # as Lumina passes it
+        x = scheduler.step(0.1 * x, t, x, return_dict=False)[0]
+
+
+def test_a_last_timestep_of_one_is_not_taken_for_the_first_divided():
+    scheduler = KINDS["flow euler"]()
+    scheduler.set_timesteps(8)
+    scheduler.timesteps[-1] = 1.0
+    assert place_of(scheduler, scheduler.timesteps[0] / 1000) == 0
+
+
+def test_a_view_is_of_its_own_schedule():
+    base = torch.arange(20.0)
+    schedule, other = base[4:14:2], torch.arange(20.0)
+    assert [view_of(schedule, t) for t in schedule] == [0, 1, 2, 3, 4]
+    assert view_of(schedule, schedule[3].expand(7)) == 3
+    assert view_of(schedule, other[4]) is None
+    assert view_of(schedule, base.to(torch.int64)[4]) is None
+    assert view_of(torch.zeros(2, dtype=torch.int32).view(torch.float32), torch.zeros(0)) is None
+    assert view_of(schedule, 6.0) is None
+    assert view_of(base.view(torch.int32), base[3]) is None  # another dtype, whatever the memory
 
 
 def test_heuns_two_calls_at_one_timestep_belong_to_different_steps():

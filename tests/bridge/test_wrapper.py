@@ -247,8 +247,70 @@ def test_what_cannot_be_a_member_is_refused(member, says):
         stitch(tiny.build("sd"), member(), fraction=0.5)
 
 
+def test_compiled_modules_are_refused_and_keep_their_place():
+    pipe = tiny.build("sd")
+    small = tiny.small("sd")
+    with pytest.raises(StitchError, match=r"pipe\.unet\.compile"):
+        stitch(pipe, torch.compile(small), fraction=0.5)
+    pipe.unet = compiled = torch.compile(pipe.unet)
+    with pytest.raises(StitchError, match=r"pipe\.unet\.compile"):
+        stitch(pipe, small, fraction=0.5)
+    assert pipe.unet is compiled
+
+
+def test_a_network_whose_time_is_not_known_is_refused():
+    class Timeless(UNet2DConditionModel):
+        def forward(self, sample, moment):
+            return sample
+
+    pipe = tiny.build("sd")
+    config = dict(pipe.unet.config)
+    pipe.unet = Timeless(**config)
+    with pytest.raises(StitchError, match="takes sample, moment"):
+        stitch(pipe, Timeless(**config), fraction=0.5)
+
+
+def test_a_stitched_model_is_pickled():
+    import pickle
+
+    pipe = sd()
+    plain = tiny.run("sd", pipe)
+    pipe.unet = pickle.loads(pickle.dumps(pipe.unet))
+    assert isinstance(pipe.unet, StitchedModel)
+    assert torch.allclose(tiny.run("sd", pipe), plain, atol=1e-5)
+
+
+def test_a_loaded_or_copied_one_in_a_loop_of_ones_own_is_told_its_pipeline_by_asking_for_it():
+    pipe = deepcopy(sd())
+    pipe.scheduler.set_timesteps(2)
+    x, text = torch.zeros(1, 4, 16, 16), torch.zeros(1, 4, 32)
+    with pytest.raises(StitchError, match=r"ask stitched\(pipe\) first"):
+        pipe.unet(x, pipe.scheduler.timesteps[0], text)
+    stitched(pipe)(x, pipe.scheduler.timesteps[0], text)
+
+
+def test_a_controlnet_that_came_later_is_not_cut_silently():
+    from diffusers import StableDiffusionXLControlNetPipeline
+
+    pipe = tiny.build("sdxl")
+    own = pipe.unet
+    stitch(pipe, tiny.thin("sdxl"), fraction=0.5)
+    other = StableDiffusionXLControlNetPipeline(
+        **dict(pipe.components.items()), controlnet=tiny.controlnet_for(own), add_watermarker=False
+    )
+    other.set_progress_bar_config(disable=True)
+    with pytest.raises(StitchError, match="places for them"):
+        tiny.run("sdxl_controlnet", other, steps=4)
+
+
 def test_the_own_denoiser_and_stitched_ones_are_no_members():
     pipe = tiny.build("sd")
+    small = tiny.small("sd")
+    with pytest.raises(StitchError, match="stands for two members"):
+        stitch(pipe, small, small, fraction=(0.25, 0.25))
+    with pytest.raises(StitchError, match="denoiser of this NoneType"):
+        stitch(None, small, fraction=0.5)
+    assert unstitch(None) is None
     with pytest.raises(StitchError, match="own denoiser itself"):
         stitch(pipe, pipe.unet, fraction=0.5)
     with pytest.raises(StitchError, match="stitched itself"):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import StitchError
-from ..process import Process, per_row
+from ..process import Process, handed_back, per_row
 
 Call = Callable[..., Any]
 
@@ -63,47 +63,57 @@ class Adapter:
     unit_time: bool = False
     classes: int | None = None
 
-    def __call__(self, member: Call, arguments: dict[str, Any], sample: str, ours: Process | None) -> Any:
-        """Ask `member` with these keyword arguments (`sample` names the latents), for what the pipeline wants."""
+    def __call__(self, member: Call, arguments: dict[str, Any], sample: str, time: str, ours: Process | None) -> Any:
+        """Ask `member` with these keyword arguments, for what the pipeline wants.
+
+        sample, time: the names of the latents and of the time. ours: the pipeline's process.
+        """
         if self.classes is not None and arguments.get("class_labels") is not None:
             arguments = {**arguments, "class_labels": null_labels(arguments["class_labels"], self.classes)}
         if self.theirs is None or ours is None or self.theirs == ours:
             return _replaced(member(**arguments), self._fitted)
-        x, t = arguments[sample], arguments["timestep"]
-        state = x[:, : self.channels].float()
+        theirs, x, t = self.theirs, arguments[sample], arguments[time]
+        axis = _channel_axis(x)
+        state = x.narrow(axis, 0, self.channels).float()
         t_ours = torch.as_tensor(t, device=x.device).reshape(-1).expand(len(x)).double()
         if ours.is_flow and not self.unit_time:
             t_ours = t_ours / ours.timesteps
         t_theirs, state_theirs = t_ours, state
-        if not self.theirs.same_noise(ours):
-            t_theirs = self.theirs.time_of(ours.log_snr(t_ours))
-            (alpha, sigma), (alpha_theirs, sigma_theirs) = ours.alpha_sigma(t_ours), self.theirs.alpha_sigma(t_theirs)
+        if not theirs.same_noise(ours):
+            t_theirs = theirs.time_of(ours.log_snr(t_ours))
+            (alpha, sigma), (alpha_theirs, sigma_theirs) = ours.alpha_sigma(t_ours), theirs.alpha_sigma(t_theirs)
             rescale = torch.sqrt((alpha_theirs**2 + sigma_theirs**2) / (alpha**2 + sigma**2))
             state_theirs = per_row(rescale, state) * state
-            told = t_theirs if not self.theirs.is_flow or self.unit_time else t_theirs * self.theirs.timesteps
-            asked = torch.cat([state_theirs.to(x.dtype), x[:, self.channels :]], 1)
-            arguments = {**arguments, sample: asked, "timestep": told.float()}
+            told = t_theirs if not theirs.is_flow or self.unit_time else t_theirs * theirs.timesteps
+            beside = x.narrow(axis, self.channels, x.shape[axis] - self.channels)  # a mask, the masked picture
+            asked = torch.cat([state_theirs.to(x.dtype), beside], axis)
+            arguments = {**arguments, sample: asked, time: told.float()}
 
         def answer(output: Tensor) -> Tensor:
-            assert self.theirs is not None
-            said = output[:, : self.channels].float()
-            x0, eps = self.theirs.x0_eps(said, state_theirs, t_theirs)
-            if t_theirs is not t_ours:  # where their process ends before ours, it is their x_0 that holds
-                alpha, sigma = ours.alpha_sigma(t_ours)
-                eps = (state - per_row(alpha, state) * x0) / per_row(sigma, state)
+            said = output.narrow(axis, 0, self.channels).float()
+            x0, eps = theirs.x0_eps(said, state_theirs, t_theirs)
+            if t_theirs is not t_ours:
+                x0, eps = handed_back(ours, theirs, t_ours, state, x0, eps)
             target = ours.target(x0, eps, t_ours).to(output.dtype)
-            return self._fitted(torch.cat([target, output[:, self.channels :]], 1))
+            beside = output.narrow(axis, self.channels, output.shape[axis] - self.channels)
+            return self._fitted(torch.cat([target, beside], axis))
 
         return _replaced(member(**arguments), answer)
 
     def _fitted(self, output: Tensor) -> Tensor:
         """As many channels as the pipeline expects: a learned variance is cut off, or zeros stand for one."""
-        have = output.shape[1]
-        if have == self.out:
-            return output
-        if have > self.out:
-            return output[:, : self.out]
-        return torch.cat([output, output.new_zeros(len(output), self.out - have, *output.shape[2:])], 1)
+        axis = _channel_axis(output)
+        have = output.shape[axis]
+        if have >= self.out:
+            return output.narrow(axis, 0, self.out)
+        shape = list(output.shape)
+        shape[axis] = self.out - have
+        return torch.cat([output, output.new_zeros(shape)], axis)
+
+
+def _channel_axis(x: Tensor) -> int:
+    """Latents are (B, C, …); transformers whose pipelines pack them (Flux) take tokens, (B, L, C)."""
+    return 2 if x.ndim == 3 else 1
 
 
 def null_labels(labels: Tensor, classes: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
+from diffusers import ConfigMixin, ModelMixin
 from torch import nn
 
 from ..errors import StitchError
@@ -23,7 +23,7 @@ class Lazy:
     """
 
     def __init__(self, cls: Any, path: Any, **more: Any) -> None:
-        if not (isinstance(cls, type) and issubclass(cls, ModelMixin)):
+        if not (isinstance(cls, type) and issubclass(cls, ModelMixin) and issubclass(cls, ConfigMixin)):
             raise StitchError(f"a lazy member is a diffusers model class and its path; got the class {cls!r}")
         self.cls: Any = cls
         self.path = path
@@ -35,11 +35,19 @@ class Lazy:
         """The network's configuration, read without its weights."""
         if self._config is None:
             where = {k: v for k, v in self.more.items() if k in ("subfolder", "revision", "token", "cache_dir")}
-            self._config = {"_class_name": self.cls.__name__, **self.cls.load_config(self.path, **where)}
+            config = dict(self.cls.load_config(self.path, **where))
+            stored = config.get("_class_name", self.cls.__name__)
+            if stored not in (self.cls.__name__, "Transformer2DModel"):  # DiT's and PixArt's name of old
+                raise StitchError(f"{self.path} holds a {stored}, not a {self.cls.__name__}")
+            self._config = {**config, "_class_name": self.cls.__name__}
         return self._config
 
-    def load(self) -> nn.Module:
-        return self.cls.from_pretrained(self.path, **self.more).eval()
+    def load(self) -> Any:
+        try:
+            return self.cls.from_pretrained(self.path, **self.more).eval()
+        except Exception as error:
+            error.add_note(f"raised when {self!r}, a lazy member of a stitched model, was loaded for its first step")
+            raise
 
     def skeleton(self) -> nn.Module:
         """The network without weights, for its shapes."""

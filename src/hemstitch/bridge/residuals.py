@@ -6,7 +6,10 @@ as many as it has places for and says nothing of the rest, so this is decided wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from ..errors import StitchError
 
 
 def misfit(member: Any, own: Any, source: str) -> str | None:
@@ -22,6 +25,19 @@ def misfit(member: Any, own: Any, source: str) -> str | None:
     if len(theirs) != len(ours):
         return f"it has {len(theirs)} places for residuals, the pipeline's own {len(ours)}"
     return f"its places for residuals have {theirs} channels, the pipeline's own {ours}"
+
+
+def refuse_cut(name: str, member: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuse a call with more residuals than the member has places for (a ControlNet that came after the stitch)."""
+    given = arguments.get("down_block_additional_residuals")
+    if given is None or not hasattr(member, "down_blocks"):
+        return
+    places = len(skips(member)) - 1
+    if len(given) != places and arguments.get("mid_block_additional_residual") is not None:
+        raise StitchError(
+            f"the ControlNet gives {len(given)} residuals and the member {name!r} has {places} places for them: stitch "
+            f'the pipeline that has the ControlNet, with controlnets= or residuals={{{name!r}: "drop"}}'
+        )
 
 
 def skips(unet: Any) -> list[int]:

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import StitchError
 from ..stitch.plan import Plan, check_fractions
-from .steps import Schedule, indexed, place_of, schedule_of, view_of
+from .steps import Schedule, place_of, schedule_of, view_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,7 @@ REPLACED = (
     "the pipeline's scheduler was replaced in the middle of a run (by a callback?): its solver's state is lost; "
     "replace it between calls"
 )
+RUNS = 32  # that are remembered: one for each pipeline that a network is called from in turns
 DEEPEST = 64  # frames between a network's forward and the pipeline that called it; seen: 3 to 8
 
 
@@ -65,6 +69,8 @@ class Choice:
         if plan is not None:
             if fraction is not None:
                 raise StitchError("give a fraction or a plan, one of the two")
+            if not isinstance(plan, Plan):
+                raise StitchError(f"a plan is a hemstitch.Plan, such as Plan.explicit([…]); got {plan!r}")
             unknown = [name for name in plan.counts if name not in names]
             if unknown:
                 raise StitchError(f"the plan names {', '.join(unknown)}; the members are {', '.join(names)}")
@@ -104,75 +110,86 @@ class Choice:
         return {"fractions": dict(self.fractions), "rule": self.rule}
 
     @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> Choice:
+    def from_data(cls, names: Sequence[str], data: Mapping[str, Any]) -> Choice:
+        """The inverse of `to_data`, for members of these names."""
         if "plan" in data:
-            return cls(None, Plan.from_json(data["plan"]))
+            return cls.of(names, None, Plan.from_json(data["plan"]))
         fractions = data["fractions"]
         if not isinstance(fractions, Mapping):
             raise StitchError(f"fractions map names to numbers; got {fractions!r}")
-        return cls(tuple(fractions.items()), None, str(data.get("rule", "step")))
+        return cls.of(names, fractions, None, str(data.get("rule", "step")))
 
 
 def _fractions(names: Sequence[str], fraction: float | Sequence[float] | Mapping[str, float]) -> dict[str, float]:
+    """{name: share} of every member, in the order of their steps; what is not given is the last one's."""
+    *others, own = names
     if isinstance(fraction, Mapping):
         unknown = [name for name in fraction if name not in names]
         if unknown:
-            raise StitchError(f"fractions name {', '.join(unknown)}; the members are {', '.join(names)}")
-        return {**{name: 0.0 for name in names if name not in fraction}, **fraction}
-    shares = [fraction] if isinstance(fraction, int | float) else list(fraction)
-    if len(shares) != len(names) - 1:
-        others = ", ".join(names[:-1])
-        raise StitchError(
-            f"give {len(names) - 1} fractions, for {others} (the rest is {names[-1]}'s); got {fraction!r}"
-        )
-    for share in shares:
-        if not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise StitchError(f"a fraction lies in 0..1, not {share!r}")
-    rest = round(1 - sum(shares), 9)
-    if rest < 0:
-        raise StitchError(f"fractions sum to at most 1; {shares} sum to {sum(shares):g}")
-    return dict(zip(names, [*shares, rest], strict=True))
+            raise StitchError(f"fractions name {', '.join(map(str, unknown))}; the members are {', '.join(names)}")
+        shares = {name: _share(fraction[name]) for name in names if name in fraction}
+    else:
+        listed: list[Any] = [fraction] if isinstance(fraction, Real | str | Tensor) else list(fraction)  # type: ignore[arg-type]
+        if len(listed) != len(others):
+            raise StitchError(
+                f"give {len(others)} fractions, for {', '.join(others)} (the rest is {own}'s); got {fraction!r}"
+            )
+        shares = {name: _share(share) for name, share in zip(others, listed, strict=True)}
+    rest = round(1 - sum(shares.values()), 9)
+    if own not in shares:
+        if rest < 0:
+            raise StitchError(f"fractions sum to at most 1; {fraction!r} sum to {sum(shares.values()):g}")
+        shares[own] = rest
+    return {name: shares.get(name, 0.0) for name in names}
 
 
-@dataclass(frozen=True, eq=False)
+def _share(value: Any) -> float:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not 0 <= float(value) <= 1:
+        raise StitchError(f"a fraction lies in 0..1, not {value!r}")
+    return value if type(value) is float else float(str(value))  # numpy's float32 of 0.7 means 0.7
+
+
+@dataclass(eq=False)
 class Run:
-    """One trajectory: its scheduler, its calls, its plan, and the member index of every solver step."""
+    """One trajectory: its scheduler, its calls, its plan, and the member index of every solver step.
+
+    reached: the furthest place that was called; a call before it belongs to another run.
+    """
 
     scheduler: Any
     schedule: Schedule
     plan: Plan
     members: tuple[int, ...]
     pipe: weakref.ref[Any]
+    reached: int
 
-    def place(self, t: Any) -> int | None:
-        """The place of a call of this run; None where the call belongs to another."""
-        place = view_of(self.schedule.timesteps, t)
-        pipe = self.pipe()
-        replaced = pipe is not None and pipe.scheduler is not self.scheduler
-        if place is None:
-            if replaced or self.scheduler.timesteps is not self.schedule.timesteps:
-                return None
-            place = indexed(self.scheduler, t)
-        elif replaced:
-            raise StitchError(REPLACED)
-        return place if place is not None and self.schedule.begin <= place < self.schedule.end else None
+    def goes_on(self, place: int) -> bool:
+        """Whether a call at this place may be this run's next one; if so, it is."""
+        if not self.reached <= place < self.schedule.end:
+            return False
+        self.reached = place
+        return True
 
 
 class Route:
-    """The member index of each call, for one pipeline at a time.
+    """The member index of each call of a network, from however many pipelines, also by turns.
 
-    choice: replaced at will; the run under way keeps the assignment that it began with. last: the plan of the last
-    run, as it was carried out.
+    choice: replaced at will; a run under way keeps the assignment that it began with.
     """
 
     def __init__(self, names: Sequence[str], choice: Choice) -> None:
         self.names = tuple(names)
         self.choice = choice
-        self.run: Run | None = None
+        self._runs: tuple[Run, ...] = ()  # the one that was called last is the last
+        self._lock = threading.Lock()
         self._pipe: weakref.ref[Any] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Route:
         return Route(self.names, self.choice)  # a copy of a pipeline finds itself
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Route, (self.names, self.choice)
 
     def follow(self, pipe: Any) -> None:
         """The pipeline whose scheduler counts where the caller cannot be seen (a loop of one's own)."""
@@ -180,71 +197,118 @@ class Route:
 
     @property
     def last(self) -> Plan | None:
-        return None if self.run is None else self.run.plan
+        """The plan of the run that was called last, as it was carried out."""
+        return self._runs[-1].plan if self._runs else None
 
-    def at(self, t: Any, model: nn.Module) -> int:
-        """The member index for a call of `model` at timestep `t` (a number, or a tensor of any shape)."""
-        run = self.run
-        place = None if run is None else run.place(t)
-        if run is None or place is None:
-            run, place = self._begin(t, model)
-        return run.members[run.schedule.step_of(place)]
+    @property
+    def run(self) -> Run | None:
+        """The run that was called last."""
+        return self._runs[-1] if self._runs else None
 
-    def _begin(self, t: Any, model: nn.Module) -> tuple[Run, int]:
-        pipe = calling_pipeline(model) or (self._pipe() if self._pipe else None)
+    def at(self, t: Any, model: nn.Module) -> tuple[int, Run]:
+        """The member index for a call of `model` at timestep `t` (a number, or a tensor of any shape), and its run."""
+        run, place = self._known(t)
+        if run is None:  # no view of a schedule that is known: a new run, or a pipeline that passes other tensors
+            pipe, timesteps = self._caller(model)
+            run = next((r for r in reversed(self._runs) if r.schedule.timesteps is pipe.scheduler.timesteps), None)
+            here = place_of(pipe.scheduler, t) if run is not None and run.scheduler is pipe.scheduler else None
+            if run is None or here is None or not run.goes_on(here):
+                run, here = self._begin(t, pipe, timesteps)
+            place = here
+        elif not run.goes_on(place):
+            run, place = self._begin(t, *self._caller(model))
+        if run is not self._runs[-1]:
+            self._remember(run)
+        return run.members[run.schedule.step_of(place)], run
+
+    def _known(self, t: Any) -> tuple[Run | None, int]:
+        """The run whose schedule `t` is a view of, and its place there."""
+        for run in reversed(self._runs):
+            place = view_of(run.schedule.timesteps, t)
+            if place is not None:
+                pipe = run.pipe()
+                if pipe is not None and pipe.scheduler is not run.scheduler:
+                    raise StitchError(REPLACED)
+                return run, place
+        return None, -1
+
+    def _remember(self, run: Run) -> None:
+        with self._lock:
+            others = [r for r in self._runs if r.schedule.timesteps is not run.schedule.timesteps]
+            self._runs = (*others[1 - RUNS :], run)
+
+    def _caller(self, model: nn.Module) -> tuple[Any, Tensor | None]:
+        pipe, timesteps = calling_pipeline(model)
+        pipe = pipe or (self._pipe() if self._pipe else None)
         if pipe is None:
             raise StitchError(
-                "this stitched model does not know its pipeline: call it from one, or stitch(pipe, …) the pipeline "
-                "whose scheduler your own loop uses"
+                "this stitched model does not know its pipeline: call it from one, or ask stitched(pipe) first, whose "
+                "scheduler your own loop then uses"
             )
+        return pipe, timesteps
+
+    def _begin(self, t: Any, pipe: Any, timesteps: Tensor | None) -> tuple[Run, int]:
         scheduler = pipe.scheduler
         place = place_of(scheduler, t)
         if view_of(scheduler.timesteps, t) is None and getattr(scheduler, "num_inference_steps", None) is None:
             raise StitchError(
-                REPLACED if self.run else "set the scheduler's timesteps first: scheduler.set_timesteps(…)"
+                REPLACED if self._runs else "set the scheduler's timesteps first: scheduler.set_timesteps(…)"
             )
         if place is None or not place < len(scheduler.timesteps):
             raise StitchError(
                 f"the timestep {t!r} is not among those of the pipeline's {type(scheduler).__name__}: a loop of one's "
                 "own uses pipe.scheduler and passes its timesteps"
             )
-        begin = getattr(scheduler, "begin_index", None)
-        if begin is None:
-            begin = 0 if getattr(pipe, "transformer_2", None) is not None else place  # the other one may have begun
-        begin = min(int(begin), place)
-        schedule = schedule_of(scheduler, begin, _end(pipe, scheduler, begin))
+        schedule = schedule_of(scheduler, *_extent(pipe, timesteps, place))
         plan = self.choice.plan_for(schedule, int(scheduler.config.get("num_train_timesteps", 1000)))
         members = tuple(self.names.index(name) for name in plan.assignment)
         self.follow(pipe)
-        self.run = Run(scheduler, schedule, plan, members, weakref.ref(pipe))
+        run = Run(scheduler, schedule, plan, members, weakref.ref(pipe), place)
+        self._remember(run)
         logger.info("run of %d solver steps: %s", plan.steps, plan)
-        return self.run, place
+        return run, place
 
 
-def _end(pipe: Any, scheduler: Any, begin: int) -> int | None:
-    """Behind the last call of a run that SDXL's `denoising_end` cuts short, counted as its pipelines do."""
+def _extent(pipe: Any, timesteps: Tensor | None, place: int) -> tuple[int, int | None]:
+    """(begin, end) of a run whose first call is at this place.
+
+    timesteps: the caller's own variable of this name. Pipelines cut it to the steps that they take, for a strength, a
+    `denoising_start` or `denoising_end`; it is the schedule or a slice of it (DiTPipeline's is the one timestep).
+    """
+    scheduler = pipe.scheduler
+    if timesteps is not None and timesteps.ndim == 1 and len(timesteps) > 1:
+        begin = view_of(scheduler.timesteps, timesteps)
+        if begin is not None and timesteps.stride(0) == scheduler.timesteps.stride(0) != 0:
+            end = begin + len(timesteps)
+            if begin <= place < end:
+                return begin, end
+    begin = getattr(scheduler, "begin_index", None)
+    begin = place if begin is None else min(int(begin), place)
     cut = getattr(pipe, "denoising_end", None)
     if not isinstance(cut, float) or not 0 < cut < 1:
-        return None
+        return begin, None
     T = int(scheduler.config.num_train_timesteps)
-    last = round(T - cut * T)
-    return begin + sum(t >= last for t in scheduler.timesteps[begin:].tolist())
+    last = round(T - cut * T)  # as SDXL's pipelines count
+    return begin, max(begin + sum(t >= last for t in scheduler.timesteps[begin:].tolist()), place + 1)
 
 
-def calling_pipeline(model: nn.Module) -> Any | None:
-    """The diffusers pipeline, among the callers of this function, that has `model` as a component.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def calling_pipeline(model: nn.Module) -> tuple[Any | None, Tensor | None]:
+    """The diffusers pipeline, among the callers of this function, that has `model` as a component, and its `timesteps`.
 
-    Asked once per run. Pipelines share components (`from_pipe`), so the one that was stitched need not be the one that
-    calls; and a loaded one was never told to its components.
+    Pipelines share components (`from_pipe`), so the one that was stitched need not be the one that calls; and a loaded
+    one was never told to its components.
     """
     frame, depth = sys._getframe(1), 0
     while frame is not None and depth < DEEPEST:
         code = frame.f_code
         if "self" in code.co_varnames or "self" in code.co_cellvars:
-            owner = frame.f_locals.get("self")
+            values = frame.f_locals
+            owner = values.get("self")
             if isinstance(owner, DiffusionPipeline) and any(
                 part is model or getattr(part, "_orig_mod", None) is model for part in vars(owner).values()
             ):
-                return owner
+                timesteps = values.get("timesteps")
+                return owner, timesteps if isinstance(timesteps, Tensor) else None
         frame, depth = frame.f_back, depth + 1  # type: ignore[assignment]
-    return None
+    return None, None

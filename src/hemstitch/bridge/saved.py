@@ -65,15 +65,19 @@ def read(folder: Path, **more: Any) -> tuple[dict[str, Any], Route, dict[str, An
     options = {k: v for k, v in more.items() if k in _OPTIONS and v is not None}
     try:
         members = {}
-        if not data["members"]:
-            raise KeyError("members")
         for i, said in enumerate(data["members"]):
             where = folder / f"member.{i}"
+            if not where.is_dir():
+                raise StitchError(f"{where} is missing: the folder of a stitched model is incomplete")
             found = _model_class(said["library"], said["class"])
             members[str(said["name"])] = found.from_pretrained(where, **options, **_variant(where, options))
         adapters = {str(name): _adapter(values) for name, values in data["adapters"].items()}
         kept = {"keep": str(data["keep"]), "dropped": [str(name) for name in data["dropped"]], "adapters": adapters}
-        return members, Route(list(members), Choice.from_data(data["choice"])), kept
+        names = list(members)
+        classes = {type(member) for member in members.values()}
+        if len(names) < len(data["members"]) or len(names) < 2 or len(classes) > 1:
+            raise StitchError(f"{folder / CONFIG} is damaged: its members are {', '.join(names) or 'none'}")
+        return members, Route(names, Choice.from_data(names, data["choice"])), kept
     except (KeyError, TypeError, AttributeError) as error:
         raise StitchError(f"{folder / CONFIG} is damaged: {error!r}") from None
 

@@ -21,9 +21,15 @@ class Shelf:
     def bring(self, member: Any) -> None:
         if self.present is not None and self.present is not member and self.device.type != "cpu":
             self.present.to("cpu")
-        if self.present is not member:
-            member.to(self.device)
+        member.to(self.device)  # also where it should lie there already: another pipeline may have moved it
         self.present = member
+
+    def leave_only(self, present: Any, members: list[Any]) -> None:
+        """Put all members but one on the CPU; that one stays where it is."""
+        for member in members:
+            if member is not present and self.device.type != "cpu":
+                member.to("cpu")
+        self.present = present
 
     def forget(self, member: Any) -> None:
         if self.present is member:

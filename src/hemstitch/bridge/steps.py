@@ -57,10 +57,16 @@ def place_of(scheduler: Any, t: Any) -> int | None:
     """The place in the scheduler's timesteps of the call with this timestep (a number or a tensor), None if unknown.
 
     A view of the schedule says it exactly, also where timesteps repeat, and without asking the device; where a pipeline
-    passes another tensor (Flux divides by 1000) the scheduler's own index does; else the nearest value.
+    passes another tensor (Flux divides by 1000, Lumina counts from 0 up) the scheduler's own index does, 0 before its
+    first step. Schedulers that keep none (DDIM, DDPM, PNDM) have it told by the value, for which the device is waited.
     """
     place = view_of(scheduler.timesteps, t)
-    return indexed(scheduler, t) if place is None else place
+    if place is not None:
+        return place
+    if hasattr(scheduler, "step_index"):
+        index = scheduler.step_index
+        return int(index if index is not None else getattr(scheduler, "begin_index", None) or 0)
+    return _nearest(scheduler.timesteps, float(t.max()) if isinstance(t, Tensor) else float(t))
 
 
 def view_of(timesteps: Tensor, t: Any) -> int | None:
@@ -70,15 +76,6 @@ def view_of(timesteps: Tensor, t: Any) -> int | None:
     if t.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr():
         return None
     return (t.storage_offset() - timesteps.storage_offset()) // max(timesteps.stride(0), 1)
-
-
-def indexed(scheduler: Any, t: Any) -> int | None:
-    """The place by the scheduler's own index; before its first step, by the timestep's value."""
-    for name in ("step_index", "begin_index"):
-        index = getattr(scheduler, name, None)
-        if index is not None:
-            return int(index)
-    return _nearest(scheduler.timesteps, float(t.max()) if isinstance(t, Tensor) else float(t))
 
 
 def _starts(scheduler: Any, begin: int, end: int) -> list[int]:
@@ -104,11 +101,7 @@ def _begins_pndm(counter: int, runge_kutta: int) -> bool:
 
 
 def _nearest(timesteps: Tensor, value: float) -> int | None:
-    """The place of the timestep of this value, plain or divided by 1000; the first of equal ones."""
-    times = timesteps.double().cpu()
-    for scale, tolerance in ((1.0, 1e-3 * max(1.0, abs(value))), (1000.0, 5e-3)):
-        gaps = (times / scale - value).abs()
-        best = int(gaps.argmin())
-        if float(gaps[best]) <= tolerance:
-            return best
-    return None
+    """The place of the timestep of this value, the first of equal ones; None if there is none."""
+    gaps = (timesteps.double().cpu() - value).abs()
+    best = int(gaps.argmin())
+    return best if float(gaps[best]) <= 1e-3 * max(1.0, abs(value)) else None

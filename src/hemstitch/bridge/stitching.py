@@ -18,7 +18,7 @@ from .members import Lazy, config_of, matched, plain
 from .residuals import misfit
 from .route import Choice, Route
 from .shelf import Shelf
-from .wrapper import StitchedModel
+from .wrapper import KEEP, StitchedModel, time_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,43 +62,44 @@ def stitch(
     Raises StitchError for what cannot denoise one trajectory, each point with its fix; `hemstitch.bridge.check` says it
     beforehand.
     """
-    unstitch(pipe, component)
     slot = _denoiser_of(pipe, component)
-    own = plain(getattr(pipe, slot))
+    own = _own(getattr(pipe, slot))
     _refuse_placed(pipe, slot, own)
     names = _names(names, len(members) + 1)
     choice = Choice.of(names, fraction, plan, rule)
+    if keep not in KEEP:
+        raise StitchError(f"keep is one of {', '.join(KEEP)}, not {keep!r}")
     by_name = dict(zip(names, members, strict=False))
-    _known("controlnets", controlnets, by_name)
-    _known("residuals", residuals, by_name)
-    _known("processes", processes, by_name)
+    for argument, given in (("controlnets", controlnets), ("residuals", residuals), ("processes", processes)):
+        _known(argument, given, by_name)
     for name, member in by_name.items():
         _check(name, member, own, pipe.scheduler)
+    if len({id(plain(member)) for member in members}) < len(members):
+        raise StitchError("one network stands for two members: give it once, and a plan in which it runs twice")
     adapters = _adapters(pipe.scheduler, own, {**by_name, names[-1]: own}, processes or {})
     dropped = _dropped(pipe, own, by_name, controlnets or {}, residuals or {})
 
+    # all is known to be well: from here on things change
+    unstitch(pipe, component)
     route = Route(names, choice)
     route.follow(pipe)
-    ready = {
-        name: member if isinstance(member, Lazy) else matched(name, plain(member), own, move=keep == "both")
-        for name, member in by_name.items()
-    }
+    move = keep == "both"
+    ready = {name: m if isinstance(m, Lazy) else matched(name, m, own, move) for name, m in by_name.items()}
     shelf = Shelf(own)
     both = component is None and getattr(pipe, f"{slot}_2", None) is not None  # Wan 2.2
     slots = [slot, f"{slot}_2"] if both else [slot]
     for where in slots:
-        theirs = plain(getattr(pipe, where))
-        stitch_class = stitched_class(type(theirs))
-        setattr(
-            pipe,
-            where,
-            stitch_class(
-                {**ready, names[-1]: theirs}, route, keep=keep, dropped=dropped, adapters=adapters, shelf=shelf
-            ),
+        theirs = getattr(pipe, where)
+        members_here = {**ready, names[-1]: theirs}
+        made = stitched_class(type(theirs))(
+            members_here, route, keep=keep, dropped=dropped, adapters=adapters, shelf=shelf
         )
+        setattr(pipe, where, made)
+        if keep == "active":
+            shelf.leave_only(own, [m for m in members_here.values() if isinstance(m, nn.Module)])
     if controlnets:
         net = pipe.controlnet
-        nets = {name: matched(name, plain(controlnets.get(name, net)), own, move=keep == "both") for name in by_name}
+        nets = {name: matched(name, controlnets.get(name, net), own, move) for name in by_name}
         pipe.controlnet = stitched_class(type(net))({**nets, names[-1]: net}, route, keep=keep)
     return pipe
 
@@ -108,19 +109,30 @@ def unstitch(pipe: Any, component: str | None = None) -> Any:
 
     component: only that of this attribute.
     """
-    for name, part in _parts(pipe).items():
-        model = plain(part)
-        if isinstance(model, StitchedModel) and (component in (None, name) or name == "controlnet"):
-            own = model.own
-            if model._apart and "_hf_hook" not in model.__dict__:
-                own.to(model.device)
-            setattr(pipe, name, own)
+    found = [
+        (name, plain(part))
+        for name, part in _parts(pipe).items()
+        if isinstance(plain(part), StitchedModel) and (component in (None, name) or name == "controlnet")
+    ]
+    if any("_hf_hook" in model.__dict__ for _, model in found):
+        raise StitchError(
+            "the pipeline is off-loaded by hooks: pipe.remove_all_hooks() first, and off-load it again after"
+        )
+    for name, model in found:
+        own = model.own
+        if model.keep == "active":
+            own.to(model.device)
+        setattr(pipe, name, own)
     return pipe
 
 
 def stitched(pipe: Any) -> StitchedModel:
-    """The stitched denoiser of a pipeline, whatever its attribute is called."""
+    """The stitched denoiser of a pipeline, whatever its attribute is called.
+
+    In a loop of one's own its calls are then those of this pipeline's scheduler.
+    """
     for model in stitched_parts(pipe):
+        model.route.follow(pipe)
         return model
     raise StitchError(f"this {type(pipe).__name__} is not stitched: stitch(pipe, small, fraction=0.4)")
 
@@ -128,8 +140,8 @@ def stitched(pipe: Any) -> StitchedModel:
 class replan:  # noqa: N801  (used as a function, and as a context manager, like torch.set_grad_enabled)
     """Change a stitched pipeline's fraction or plan: from its next call on, or within a `with` block only.
 
-    `replan(pipe, fraction=0.2)`; `with replan(pipe, plan=plan): pipe(…)`. Arguments as those of `stitch`. A run under
-    way ends as it began.
+    `replan(pipe, fraction=0.2)`; `with replan(pipe, plan=plan): pipe(…)`. Arguments as those of `stitch`; without a
+    rule the fraction is read by the one before. A run under way ends as it began.
     """
 
     def __init__(
@@ -138,13 +150,17 @@ class replan:  # noqa: N801  (used as a function, and as a context manager, like
         *,
         fraction: float | Sequence[float] | Mapping[str, float] | None = None,
         plan: Plan | None = None,
-        rule: str = "step",
+        rule: str | None = None,
     ) -> None:
         routes = [model.route for model in stitched_parts(pipe)] or [stitched(pipe).route]
         self._before = [(route, route.choice) for route in routes]
-        choice = Choice.of(routes[0].names, fraction, plan, rule)
-        for route in routes:
+        for route, choice in [(route, self._choice(route, fraction, plan, rule)) for route in routes]:
             route.choice = choice
+
+    @staticmethod
+    def _choice(route: Route, fraction: Any, plan: Plan | None, rule: str | None) -> Choice:
+        kept = "step" if plan is not None else route.choice.rule
+        return Choice.of(route.names, fraction, plan, rule or kept)
 
     def __enter__(self) -> None:
         return None
@@ -162,12 +178,12 @@ def stitched_parts(pipe: Any) -> Iterator[StitchedModel]:
 
 def _parts(pipe: Any) -> dict[str, Any]:
     """The networks of a pipeline by their attributes, its denoiser first."""
-    named = {name: part for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
+    named = {name: part for name, part in getattr(pipe, "__dict__", {}).items() if isinstance(part, nn.Module)}
     return {name: named[name] for name in sorted(named, key=lambda name: name.removesuffix("_2") not in COMPONENTS)}
 
 
 def _denoiser_of(pipe: Any, component: str | None) -> str:
-    parts = _parts(pipe) if hasattr(pipe, "__dict__") else {}
+    parts = _parts(pipe)
     found = [component] if component else [name for name in COMPONENTS if name in parts]
     if not found or found[0] not in parts:
         asked = f"it has no network {component!r}" if component else f"it has none of {', '.join(COMPONENTS)}"
@@ -180,18 +196,37 @@ def _denoiser_of(pipe: Any, component: str | None) -> str:
     return found[0]
 
 
+def _own(part: Any) -> Any:
+    """A pipeline's own denoiser, under what stands in its place."""
+    model = plain(part)
+    if isinstance(model, StitchedModel):
+        return model.own
+    _refuse_compiled(part)
+    return part
+
+
+def _refuse_compiled(model: Any) -> None:
+    if plain(model) is not model:
+        raise StitchError(
+            "a module of torch.compile(…) is not stitched: stitch the plain one, then pipe.unet.compile()"
+        )
+
+
 def _refuse_placed(pipe: Any, slot: str, own: nn.Module) -> None:
+    if not hasattr(own, "config"):
+        raise StitchError(f"pipe.{slot} is a {type(own).__name__}, not a diffusers model with a configuration")
     if getattr(pipe, "hf_device_map", None):
         raise StitchError(
             "a pipeline spread by device_map is not stitched: load it without device_map, stitch, then pipe.to(…) or "
             "pipe.enable_model_cpu_offload()"
         )
-    if "_hf_hook" in own.__dict__ or any("_hf_hook" in module.__dict__ for module in own.modules()):
+    time_of(type(own))  # refused here rather than at the first step
+    if "_hf_hook" in plain(getattr(pipe, slot)).__dict__ or any(
+        "_hf_hook" in module.__dict__ for module in own.modules()
+    ):
         raise StitchError(
             f"pipe.{slot} is off-loaded by hooks already: pipe.remove_all_hooks(), stitch, then off-load it again"
         )
-    if not isinstance(own, nn.Module) or not hasattr(own, "config"):
-        raise StitchError(f"pipe.{slot} is a {type(own).__name__}, not a diffusers model with a configuration")
 
 
 def _names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
@@ -217,11 +252,12 @@ def _check(name: str, member: Any, own: Any, scheduler: Any) -> None:
     if not isinstance(member, nn.Module | Lazy) or not hasattr(member, "config"):
         hint = ": pass its unet or transformer" if hasattr(member, "components") else ""
         raise StitchError(f"the member {name!r} is a {type(member).__name__}, not a denoiser{hint}")
-    if plain(member) is own:
+    _refuse_compiled(member)
+    if member is own:
         raise StitchError(f"the member {name!r} is the pipeline's own denoiser itself")
-    if isinstance(plain(member), StitchedModel):
+    if isinstance(member, StitchedModel):
         raise StitchError(f"the member {name!r} is stitched itself: give its members one by one")
-    findings = Findings(tuple(compare_denoisers(config_of(plain(member)), config_of(own), dict(scheduler.config))))
+    findings = Findings(tuple(compare_denoisers(config_of(member), config_of(own), dict(scheduler.config))))
     if not findings.ok:
         listed = "".join(f"\n  {finding}" for finding in findings.refusals)
         raise StitchError(f"the member {name!r} and the pipeline's denoiser cannot be stitched:{listed}")
@@ -239,15 +275,15 @@ def _adapters(scheduler: Any, own: Any, members: Mapping[str, Any], processes: M
         process_of(scheduler)  # refused here rather than at the first step
     found: dict[str, Adapter] = {}
     for name, member in members.items():
-        theirs = config_of(plain(member))
+        theirs = config_of(member)
         process = processes.get(name)
         if process is not None and not isinstance(process, Process):
+            if not hasattr(process, "config"):
+                raise StitchError(f"a process is a hemstitch.Process or a diffusers scheduler; {name} has {process!r}")
             process = process_of(process)
         classes = theirs.get("num_embeds_ada_norm") if kind.startswith("DiT") else None
         adapter = Adapter(
-            channels=min(
-                channels, out
-            ),  # an inpainting U-Net takes more than the latents, a learned variance adds some
+            channels=min(channels, out),  # inpainting U-Nets take more than the latents, a learned variance adds some
             out=out,
             theirs=process,
             unit_time=kind.startswith("Flux"),
@@ -275,7 +311,7 @@ def _dropped(
     for name, member in members.items():
         if source is None or name in residuals or name in controlnets:
             continue
-        why = misfit(member.skeleton() if isinstance(member, Lazy) else plain(member), own, source)
+        why = misfit(member.skeleton() if isinstance(member, Lazy) else member, own, source)
         if why:
             other = ", controlnets={" + repr(name) + ": a ControlNet for it}" if source == "controlnet" else ""
             raise StitchError(

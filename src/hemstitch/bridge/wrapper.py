@@ -21,14 +21,14 @@ from diffusers import ModelMixin
 from torch import nn
 
 from ..errors import StitchError
-from ..process import Process
-from . import ip_adapter, lora, saved
+from . import ip_adapter, lora, residuals, saved
 from .convert import Adapter, process_of
 from .members import Lazy
 from .route import Route, Run
 from .shelf import Shelf
 
 KEEP = ("both", "active")
+TIMES = ("timestep", "timesteps", "timestep_ratio", "t")
 RESIDUALS = (
     "down_block_additional_residuals",
     "mid_block_additional_residual",
@@ -79,6 +79,9 @@ class StitchedModel(ModelMixin):  # type: ignore[misc]
             raise StitchError(f"keep is one of {', '.join(KEEP)}, not {keep!r}")
         self._names = list(members)
         self._own = len(members) - 1
+        unknown = [name for name in [*dropped, *(adapters or {})] if name not in members]
+        if unknown or len(members) < 2:
+            raise StitchError(f"the members are {', '.join(members)}; got {', '.join(unknown) or 'no others'}")
         self._lazy: dict[int, Lazy] = {}
         for i, member in enumerate(members.values()):
             if isinstance(member, Lazy):
@@ -99,17 +102,14 @@ class StitchedModel(ModelMixin):  # type: ignore[misc]
         self._context: tuple[str, dict[str, Any]] | None = None
         self._run: Run | None = None
         self._at: int | None = None
-        self._ours: Process | None = None
         self.caching: dict[str, dict[int, Callable[[int, int], None]]] = {}  # library -> member -> its reset
         self.fits: dict[str, dict[str, str]] = {}
-        names = list(inspect.signature(self.member_class.forward).parameters)[1:]
-        self._arguments = names
-        self._time_at = names.index("timestep") if "timestep" in names else None
+        self._arguments = arguments_of(self.member_class)
+        self._time = time_of(self.member_class)
 
     @property
     def members(self) -> dict[str, Any]:
-        loaded = dict(self.named_children())
-        return {name: loaded.get(f"member{i}") or self._lazy[i] for i, name in enumerate(self._names)}
+        return {name: self._modules.get(f"member{i}") or self._lazy[i] for i, name in enumerate(self._names)}
 
     @property
     def own(self) -> Any:
@@ -133,7 +133,7 @@ class StitchedModel(ModelMixin):  # type: ignore[misc]
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator, no-untyped-call]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The answer of the member that the call's timestep belongs to; arguments and answer are the members' own."""
-        i = self._choose(args, kwargs)
+        i, run = self._choose(args, kwargs)
         member = self._modules[f"member{i}"]
         if i in self._dropped:
             kwargs = {k: None if k in RESIDUALS else v for k, v in kwargs.items()}
@@ -147,29 +147,29 @@ class StitchedModel(ModelMixin):  # type: ignore[misc]
             def ask(**named: Any) -> Any:  # what came by place goes by place: tomesd and DeepCache rely on it
                 return member(*[named.pop(name) for name in placed], **named)
 
-            return adapter(ask, named, self._arguments[0], self._ours)
+            ours = process_of(run.scheduler) if adapter.theirs else None
+            return adapter(ask, named, self._arguments[0], self._time, ours)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _choose(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """The index of the member that this call goes to, loaded and in its place."""
-        i = self.route.at(self._timestep(args, kwargs), self)
-        if i != self._at or self.route.run is not self._run:
-            self._enter(i)
-        return i
+    def _choose(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Run]:
+        """The index of the member that this call goes to, loaded and in its place, and the run."""
+        i, run = self.route.at(self._timestep(args, kwargs), self)
+        if i != self._at or run is not self._run:
+            self._enter(i, run)
+            if i not in self._dropped:
+                residuals.refuse_cut(self._names[i], self._member(i), kwargs)
+        return i, run
 
     def _timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "timestep" in kwargs:
-            return kwargs["timestep"]
-        if self._time_at is None or len(args) <= self._time_at:
-            raise StitchError(f"a stitched {self.member_class.__name__} is routed by its `timestep`: pass it")
-        return args[self._time_at]
+        if self._time in kwargs:
+            return kwargs[self._time]
+        place = self._arguments.index(self._time)
+        if len(args) <= place:
+            raise StitchError(f"a stitched {self.member_class.__name__} is routed by its `{self._time}`: pass it")
+        return args[place]
 
-    def _enter(self, i: int) -> None:
+    def _enter(self, i: int, run: Run) -> None:
         """Make member i the one that runs: at the first call of a run, and at each seam."""
-        run = self.route.run
-        assert run is not None
-        if run is not self._run:
-            self._ours = process_of(run.scheduler) if any(a.theirs for a in self._adapters.values()) else None
         if self._apart:
             for j in list(self._lazy):
                 if j != i and j not in self._held and f"member{j}" in self._modules:
@@ -328,9 +328,10 @@ class StitchedModel(ModelMixin):  # type: ignore[misc]
             try:
                 result = getattr(self._member(i), method)(*args, **kwargs)
             except Exception as error:
+                done = [self._names[j] for j in self._targets if j < i]
                 error.add_note(
                     f"raised by the member {self._names[i]!r} of a stitched model; with stitched(pipe).only(…) a "
-                    "change is made to chosen members"
+                    "change is made to chosen members" + (f"; it was made already to {', '.join(done)}" if done else "")
                 )
                 raise
         return result
@@ -492,6 +493,9 @@ class StitchedModel(ModelMixin):  # type: ignore[misc]
             copy.__dict__[key] = None if key in ("_run", "_at") else deepcopy(value, memo)
         return copy
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.member_class,), {**self.__dict__, "_run": None, "_at": None}
+
 
 def _refuse_cache_of_all(forward: Any) -> None:
     library = getattr(inspect.unwrap(forward), "__module__", "").split(".")[0]
@@ -502,6 +506,31 @@ def _refuse_cache_of_all(forward: Any) -> None:
             f"{library} would keep one cache for all members, which is wrong behind a seam: "
             f"hemstitch.bridge.{instead}(pipe, …) takes its arguments and gives each member one{undo}"
         )
+
+
+def _unpickled(member_class: Any) -> StitchedModel:
+    """The class of a stitched model is made for its members': a pickle names theirs."""
+    from .classes import stitched_class
+
+    cls = stitched_class(member_class)
+    return cls.__new__(cls)
+
+
+def arguments_of(member_class: Any) -> list[str]:
+    """The names of what a network is called with."""
+    return list(inspect.signature(member_class.forward).parameters)[1:]
+
+
+def time_of(member_class: Any) -> str:
+    """What a network calls its time; StitchError for one that takes none."""
+    names = arguments_of(member_class)
+    for name in TIMES:
+        if name in names:
+            return name
+    raise StitchError(
+        f"{member_class.__name__} takes {', '.join(names)}: none is known to be the time, by which calls are routed "
+        f"(known are {', '.join(TIMES)})"
+    )
 
 
 def _hooked(model: nn.Module) -> bool:

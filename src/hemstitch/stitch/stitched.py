@@ -14,7 +14,7 @@ from torch import Tensor
 from ..denoiser import Denoiser, Prediction, Spec
 from ..errors import StitchError
 from ..grid import timesteps
-from ..process import Process, per_row
+from ..process import Process, handed_back, per_row
 from .plan import Plan
 
 
@@ -94,8 +94,7 @@ class Stitched(Denoiser):
     def _ask(self, denoiser: Denoiser, x: Tensor, t: Tensor, cond: Tensor | None) -> Prediction:
         """Ask one member about rows of the trajectory, in its own process, and answer in the trajectory's.
 
-        Where the member's process ends before the trajectory's (a discrete process never reaches pure noise), it is
-        asked at its own end and its x_0 is kept.
+        Where the member's process ends before the trajectory's, it is asked at its own end (`handed_back`).
         """
         theirs, ours = denoiser.process, self.process
         if theirs.same_noise(ours):
@@ -105,7 +104,7 @@ class Stitched(Denoiser):
         alpha_theirs, sigma_theirs = theirs.alpha_sigma(t_theirs)
         rescale = torch.sqrt((alpha_theirs**2 + sigma_theirs**2) / (alpha**2 + sigma**2))
         said = denoiser(per_row(rescale, x) * x, t_theirs, cond)
-        return Prediction(said.x0, (x - per_row(alpha, x) * said.x0) / per_row(sigma, x))
+        return Prediction(*handed_back(ours, theirs, t, x, said.x0, said.eps))
 
 
 def _common_spec(members: Mapping[str, Denoiser]) -> Spec:
