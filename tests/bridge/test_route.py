@@ -147,8 +147,7 @@ SCHEDULERS = {
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
-@pytest.mark.parametrize("family", ["sd", "sd_img2img", "sd_inpaint"])
-@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.7])
+@pytest.mark.parametrize(("family", "fraction"), [("sd", 0.5), ("sd_img2img", 0.2), ("sd_inpaint", 0.7)])
 def test_a_seam_never_splits_a_solver_step(kind, family, fraction):
     pipe = stitch(tiny.build(family), tiny.small(family), fraction=fraction)
     pipe.scheduler = SCHEDULERS[kind](**tiny.SD_BETAS)

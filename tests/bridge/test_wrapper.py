@@ -192,20 +192,20 @@ def test_threads_each_with_a_pipeline_of_their_own_share_the_weights():
 def test_compiling_changes_no_result_and_breaks_no_graph(way):
     import torch._dynamo as dynamo
 
-    pipe = sd()
-    plain = tiny.run("sd", pipe, steps=4)
+    pipe = stitch(tiny.build("dit"), tiny.small("dit"), fraction=0.5)
+    plain = tiny.run("dit", pipe, steps=4)
     dynamo.reset()
     dynamo.utils.counters.clear()
     if way == "pipe":
-        pipe.unet = torch.compile(pipe.unet, backend="eager")
+        pipe.transformer = torch.compile(pipe.transformer, backend="eager")
     else:
-        pipe.unet.compile(backend="eager")
-    assert torch.equal(tiny.run("sd", pipe, steps=4), plain)
+        pipe.transformer.compile(backend="eager")
+    assert torch.equal(tiny.run("dit", pipe, steps=4), plain)
     assert sum(dynamo.utils.counters["graph_break"].values()) == 0
     assert dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert stitched(pipe).route.last.counts == {"small": 2, "large": 2}
     unstitch(pipe)
-    assert not isinstance(pipe.unet, StitchedModel)
+    assert not isinstance(pipe.transformer, StitchedModel)
     dynamo.reset()
 
 
