@@ -268,6 +268,8 @@ class StitchedModel(ModelMixin):  # type: ignore[misc]
                     self._member(i).to(dtype=dtype)
                 self._member(i).to("cpu")
             self._shelf.place(device)
+            if device.type == "cpu":
+                self._at = None  # a pipeline that off-loads it is done: the next call is another run's first
             first = 0 if self._at is None else self._at
             if f"member{first}" in self._modules:
                 self._shelf.bring(self._member(first))
