@@ -255,3 +255,16 @@ def test_dry_run(tmp_path, capsys, monkeypatch):
     assert cli.main(["train", "dit_s8", "--dry-run", "--net.depth", "1", "--batch", "2", "--device", "cpu"]) == 0
     assert "no --data.path: counted and timed on noise" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """`hemstitch … | head`: output that exceeds a pipe nobody reads."""
+    code = "import sys; from hemstitch.cli import main; sys.exit(main(['describe'] + ['dit_s2'] * 2000))"
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "{code}" | head -1; exit ${{PIPESTATUS[0]}}'],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("model")
+    assert done.stderr == ""
+    assert done.returncode == 141

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (HemstitchError, MissingExtraError) as error:
         print(f"hemstitch: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (OSError, UnicodeDecodeError) as error:  # unreadable, unwritable, no space: the message has the path
         print(f"hemstitch: a file could not be read or written: {error}", file=sys.stderr)
         return 2
