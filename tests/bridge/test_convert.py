@@ -124,6 +124,9 @@ def test_the_process_of_a_scheduler(scheduler, process):
         (diffusers.DDIMScheduler(rescale_betas_zero_snr=True), "zero terminal SNR"),
         (diffusers.DDIMScheduler(trained_betas=[0.1] * 1000), "table of betas"),
         (diffusers.DDPMScheduler(beta_schedule="sigmoid"), "schedule 'sigmoid'"),
+        (diffusers.DDPMWuerstchenScheduler(), "noise process of its own"),
+        (diffusers.IPNDMScheduler(), "noise process of its own"),
+        (diffusers.CogVideoXDDIMScheduler(snr_shift_scale=3.0), "by a shift"),
     ],
 )
 def test_schedulers_that_are_none_of_ours_are_refused(scheduler, says):
@@ -199,7 +202,7 @@ def test_packed_latents_have_their_channels_last():
     tokens = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.9, 0.3])
     ours, theirs = Process("flow", "flow"), Process("flow", "x0")
-    adapter = Adapter(channels=4, out=4, theirs=theirs, unit_time=True)
+    adapter = Adapter(channels=4, out=4, theirs=theirs, unit_time=True, packed=True)
 
     def member(sample, timestep):
         return (0.5 * sample,)
@@ -207,7 +210,8 @@ def test_packed_latents_have_their_channels_last():
     flat = {"sample": tokens, "timestep": t}
     plane = {"sample": tokens.permute(0, 2, 1)[..., None], "timestep": t}
     got = adapter(member, flat, "sample", "timestep", ours)[0]
-    expected = adapter(member, plane, "sample", "timestep", ours)[0]
+    planes = Adapter(channels=4, out=4, theirs=theirs, unit_time=True)
+    expected = planes(member, plane, "sample", "timestep", ours)[0]
     assert torch.allclose(got, expected[..., 0].permute(0, 2, 1))
     x0 = 0.5 * tokens
     assert torch.allclose(got, (tokens - x0) / t.reshape(2, 1, 1), atol=1e-6)  # (x - x_0)/t, the velocity of the flow
@@ -224,6 +228,34 @@ def test_converted_members_in_the_pipelines_themselves(family):
     assert mixed.shape == plain.shape
     replan(pipe, fraction=0)
     assert torch.equal(tiny.run(family, pipe, steps=4), plain)
+
+
+def test_networks_that_count_time_otherwise_are_not_converted():
+    from diffusers import ChromaTransformer2DModel, FluxPipeline
+
+    def net(layers):
+        return ChromaTransformer2DModel(
+            in_channels=16,
+            num_layers=layers,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=8,
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+        )
+
+    pipe = tiny.build("flux")
+    assert isinstance(pipe, FluxPipeline)
+    pipe.transformer = net(2)
+    with pytest.raises(StitchError, match=r"processes= is for .*ChromaTransformer2DModel"):
+        stitch(pipe, net(1), fraction=0.5, processes={"small": Process("flow", "x0")})
+    pipe = tiny.build("wan")
+    pipe.register_to_config(expand_timesteps=True)
+    with pytest.raises(StitchError, match="every patch"):
+        stitch(pipe, tiny.small("wan"), fraction=0.5, processes={"small": Process("flow", "x0")})
 
 
 def test_what_lies_beside_the_latents_is_left_as_it_is():

@@ -65,6 +65,15 @@ def test_a_shallower_member_is_refused_too_where_the_unet_would_cut_the_residual
         stitch(tiny.build("sdxl_controlnet"), tiny.thin("sdxl_controlnet"), fraction=0.5)
 
 
+def test_another_kind_of_network_is_no_controlnet_and_nothing_changes():
+    pipe, small = tiny.build("sdxl_controlnet"), tiny.small("sdxl_controlnet")
+    own = pipe.unet
+    for wrong in ("x", torch.nn.Linear(1, 1), tiny.small("sdxl")):
+        with pytest.raises(StitchError, match="the pipeline's own is a ControlNetModel"):
+            stitch(pipe, small, fraction=0.5, controlnets={"small": wrong})
+        assert pipe.unet is own
+
+
 @pytest.mark.parametrize("family", ["sdxl_controlnet", "sdxl_adapter"])
 def test_dropped_residuals_reach_only_the_other_member(family):
     pipe = tiny.build(family)
@@ -245,3 +254,109 @@ def test_one_of_wans_two_transformers(component, calls):
     tiny.run("wan_two", pipe, steps=10)
     small = 4 if component == "transformer" else 1  # five steps of the ten, four of them before the boundary
     assert asked == ["small"] * 2 * small + ["large"] * 2 * (calls - small)
+
+
+def test_stable_cascade_whose_scheduler_keeps_no_count_and_whose_time_is_a_ratio():
+    from diffusers import DDPMWuerstchenScheduler, StableCascadePriorPipeline, StableCascadeUNet
+
+    def prior(width):
+        torch.manual_seed(width)
+        return StableCascadeUNet(
+            conditioning_dim=32,
+            block_out_channels=(width, 2 * width),
+            num_attention_heads=(2, 2),
+            down_num_layers_per_block=(1, 1),
+            up_num_layers_per_block=(1, 1),
+            clip_image_in_channels=32,
+            clip_text_in_channels=32,
+            clip_text_pooled_in_channels=32,
+            clip_seq=4,
+            in_channels=4,
+            out_channels=4,
+            timestep_ratio_embedding_dim=8,
+            down_blocks_repeat_mappers=(1, 1),
+            up_blocks_repeat_mappers=(1, 1),
+            block_types_per_layer=(("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"),) * 2,
+            switch_level=(False,),
+        )
+
+    pipe = StableCascadePriorPipeline(
+        tokenizer=tiny.clip_tokenizer(),
+        text_encoder=tiny.clip_text(projection=32),
+        prior=prior(16),
+        scheduler=DDPMWuerstchenScheduler(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    stitch(pipe, prior(8), fraction=0.5, component="prior")
+    for steps in (4, 2, 1):
+        asked = asked_by(pipe)
+        pipe("a", height=256, width=256, num_inference_steps=steps, output_type="pt")
+        assert asked == ["small"] * (steps // 2) + ["large"] * (steps - steps // 2)
+
+
+def test_hunyuan_dit_in_half_precision():
+    """It casts its timesteps to bfloat16, where neighbours are equal, and DDPM's scheduler keeps no index."""
+    from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
+
+    def net(layers):
+        torch.manual_seed(layers)
+        return HunyuanDiT2DModel(
+            sample_size=16,
+            num_layers=layers,
+            patch_size=2,
+            attention_head_dim=8,
+            num_attention_heads=3,
+            in_channels=4,
+            cross_attention_dim=32,
+            cross_attention_dim_t5=32,
+            pooled_projection_dim=16,
+            hidden_size=24,
+            activation_fn="gelu-approximate",
+        ).to(torch.bfloat16)
+
+    parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "safety_checker"))
+    pipe = HunyuanDiTPipeline(
+        **parts,
+        vae=tiny.vae(),
+        transformer=net(2),
+        scheduler=DDPMScheduler(),
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.vae_scale_factor = 8
+    pipe.set_progress_bar_config(disable=True)
+    stitch(pipe, net(1), fraction=0.5)
+    asked = asked_by(pipe)
+    texts = {"": (77, torch.bfloat16), "_2": (256, torch.bfloat16)}
+    prompts = {}
+    for end, (length, dtype) in texts.items():
+        for sign in ("", "negative_"):
+            prompts[f"{sign}prompt_embeds{end}"] = torch.randn(1, length, 32).to(dtype)
+            prompts[f"{sign}prompt_attention_mask{end}"] = torch.ones(1, length)
+    pipe(
+        **prompts,
+        height=128,
+        width=128,
+        num_inference_steps=30,
+        output_type="latent",
+        use_resolution_binning=False,
+    )
+    assert asked == ["small"] * 15 + ["large"] * 15
+
+
+def test_what_a_step_was_given_is_not_kept_till_the_end():
+    """The pipeline's variables are looked at once: a copy of them must not hold the residuals of that step."""
+    import weakref
+
+    pipe = stitch(
+        tiny.build("sdxl_controlnet"), tiny.small("sdxl_controlnet"), fraction=0.5, residuals={"small": "drop"}
+    )
+    given, alive = [], []
+
+    def look(module, args, kwargs):
+        alive.append([sum(ref() is not None for ref in refs) for refs in given])
+        given.append([weakref.ref(x) for x in kwargs["down_block_additional_residuals"]])
+
+    pipe.unet.register_forward_pre_hook(look, with_kwargs=True)
+    run("sdxl_controlnet", pipe)
+    assert alive == [[], [0], [0, 0], [0, 0, 0]]

@@ -198,7 +198,13 @@ def test_a_changed_fraction_is_read_by_the_rule_of_before():
 def test_a_refused_change_leaves_the_stitch_as_it_was():
     pipe, _ = sd(0.5)
     model, choice = pipe.unet, pipe.unet.route.choice
-    for change in (lambda: stitch(pipe, tiny.thin("sd"), fraction=1.4), lambda: replan(pipe, fraction=7)):
+    quantised = tiny.small("sd").to(torch.bfloat16)
+    quantised.is_quantized = True
+    for change in (
+        lambda: stitch(pipe, tiny.thin("sd"), fraction=1.4),
+        lambda: stitch(pipe, quantised, fraction=0.4),
+        lambda: replan(pipe, fraction=7),
+    ):
         with pytest.raises(StitchError):
             change()
         assert pipe.unet is model
@@ -376,6 +382,20 @@ def test_a_pipeline_whose_time_runs_up():
     pipe.scheduler.set_begin_index = lambda begin: None
     tiny.run("flux", pipe, steps=4)
     assert asked == ["small"] * 2 + ["large"] * 2
+
+
+def test_the_schedulers_of_runs_gone_by_are_let_go():
+    import gc
+    import weakref
+
+    pipe, _ = sd(0.5)
+    seen = []
+    for _ in range(4):
+        pipe.scheduler = diffusers.DPMSolverMultistepScheduler(**tiny.SD_BETAS)
+        seen.append(weakref.ref(pipe.scheduler))
+        tiny.run("sd", pipe, steps=2)
+    gc.collect()
+    assert [ref() is not None for ref in seen] == [False, False, False, True]
 
 
 def test_an_adapters_run_cut_short_is_shared_as_it_is():

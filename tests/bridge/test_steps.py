@@ -107,6 +107,25 @@ def test_with_an_index_it_is_placed_by_that_whatever_is_passed(kind):
         x = scheduler.step(0.1 * x, t, x, return_dict=False)[0]
 
 
+def test_before_its_first_step_an_index_is_believed_for_the_first_timestep_only():
+    """A pipeline that steps copies of its scheduler leaves its own at the beginning for ever."""
+    scheduler = KINDS["flow euler"]()
+    scheduler.set_timesteps(6)
+    times = scheduler.timesteps
+    for guise in (times[0].clone(), times[0] / 1000, 1 - times[0] / 1000, (times[0] / 1000).bfloat16()):
+        assert place_of(scheduler, guise) == 0
+    assert [place_of(scheduler, t.clone()) for t in times[1:]] == [None] * 5
+
+
+def test_a_timestep_rounded_to_half_precision_is_found_by_its_value():
+    scheduler = KINDS["ddpm"]()
+    scheduler.set_timesteps(30)
+    times = scheduler.timesteps
+    rounded = times.to(torch.bfloat16)
+    for t in rounded:
+        assert rounded[place_of(scheduler, t)] == t
+
+
 def test_a_last_timestep_of_one_is_not_taken_for_the_first_divided():
     scheduler = KINDS["flow euler"]()
     scheduler.set_timesteps(8)

@@ -20,6 +20,18 @@ from ..process import Process, handed_back, per_row
 
 Call = Callable[..., Any]
 
+# Networks whose times are known: 0..T, or (Flux) 0..1. Others count otherwise (Chroma, Lumina, Z-Image, …).
+CONVERTED = (
+    "UNet2DConditionModel",
+    "UNet2DModel",
+    "UNetMotionModel",
+    "DiTTransformer2DModel",
+    "PixArtTransformer2DModel",
+    "SD3Transformer2DModel",
+    "FluxTransformer2DModel",
+    "WanTransformer3DModel",
+)
+
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 
@@ -40,11 +52,15 @@ def process_of(scheduler: Any) -> Process:
         raise StitchError(f"{name} predicts {prediction!r}; converted are {', '.join(_PREDICTIONS)}")
     if config.get("trained_betas") is not None:
         raise StitchError(f"{name} has a table of betas (trained_betas): only named schedules are converted")
-    if config.get("rescale_betas_zero_snr"):
-        raise StitchError(f"{name} is rescaled to zero terminal SNR: members under it are not converted")
+    if config.get("rescale_betas_zero_snr") or config.get("snr_shift_scale", 1.0) != 1.0:
+        raise StitchError(
+            f"{name} is rescaled (to zero terminal SNR, or by a shift): members under it are not converted"
+        )
     schedule = _SCHEDULES.get(config.get("beta_schedule", "linear"))
     if schedule is None:
         raise StitchError(f"{name} has the schedule {config.beta_schedule!r}; converted are {', '.join(_SCHEDULES)}")
+    if schedule != "cosine" and not {"beta_start", "beta_end"} <= set(config):
+        raise StitchError(f"{name} has a noise process of its own: members under it are not converted")
     betas = None if schedule == "cosine" else (float(config.beta_start), float(config.beta_end))
     return Process(schedule, _PREDICTIONS[prediction], timesteps=T, betas=betas)  # type: ignore[arg-type]
 
@@ -54,13 +70,15 @@ class Adapter:
     """How one member is asked. channels: C of the latents. out: channels that the pipeline's own denoiser answers.
 
     theirs: the member's process, None where it is the pipeline's. unit_time: networks of this class take flow times in
-    0..1 rather than 0..T. classes: the member's number of classes where the pipeline's null label is not that (DiT).
+    0..1 rather than 0..T. packed: latents are tokens, (B, L, C). classes: the member's number of classes where the
+    pipeline's null label is not that (DiT).
     """
 
     channels: int
     out: int
     theirs: Process | None = None
     unit_time: bool = False
+    packed: bool = False
     classes: int | None = None
 
     def __call__(self, member: Call, arguments: dict[str, Any], sample: str, time: str, ours: Process | None) -> Any:
@@ -72,8 +90,7 @@ class Adapter:
             arguments = {**arguments, "class_labels": null_labels(arguments["class_labels"], self.classes)}
         if self.theirs is None or ours is None or self.theirs == ours:
             return _replaced(member(**arguments), self._fitted)
-        theirs, x, t = self.theirs, arguments[sample], arguments[time]
-        axis = _channel_axis(x)
+        theirs, x, t, axis = self.theirs, arguments[sample], arguments[time], self._axis
         state = x.narrow(axis, 0, self.channels).float()
         t_ours = torch.as_tensor(t, device=x.device).reshape(-1).expand(len(x)).double()
         if ours.is_flow and not self.unit_time:
@@ -100,20 +117,20 @@ class Adapter:
 
         return _replaced(member(**arguments), answer)
 
+    @property
+    def _axis(self) -> int:
+        """Of the channels."""
+        return 2 if self.packed else 1
+
     def _fitted(self, output: Tensor) -> Tensor:
         """As many channels as the pipeline expects: a learned variance is cut off, or zeros stand for one."""
-        axis = _channel_axis(output)
+        axis = self._axis
         have = output.shape[axis]
         if have >= self.out:
             return output.narrow(axis, 0, self.out)
         shape = list(output.shape)
         shape[axis] = self.out - have
         return torch.cat([output, output.new_zeros(shape)], axis)
-
-
-def _channel_axis(x: Tensor) -> int:
-    """Latents are (B, C, …); transformers whose pipelines pack them (Flux) take tokens, (B, L, C)."""
-    return 2 if x.ndim == 3 else 1
 
 
 def null_labels(labels: Tensor, classes: int) -> Tensor:

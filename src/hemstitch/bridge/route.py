@@ -7,6 +7,7 @@ every call of a pipeline makes anew, and its assignment is made once, at its fir
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import threading
@@ -157,7 +158,7 @@ class Run:
     reached: the furthest place that was called; a call before it belongs to another run.
     """
 
-    scheduler: Any
+    scheduler: weakref.ref[Any]
     schedule: Schedule
     plan: Plan
     members: tuple[int, ...]
@@ -172,6 +173,15 @@ class Run:
         return True
 
 
+@dataclass(frozen=True)
+class Caller:
+    """The pipeline that calls a network, and two variables of its loop: the `timesteps` it goes through, and `t`."""
+
+    pipe: Any
+    timesteps: Tensor | None = None
+    t: Tensor | None = None
+
+
 class Route:
     """The member index of each call of a network, from however many pipelines, also by turns.
 
@@ -181,7 +191,7 @@ class Route:
     def __init__(self, names: Sequence[str], choice: Choice) -> None:
         self.names = tuple(names)
         self.choice = choice
-        self._runs: tuple[Run, ...] = ()  # the one that was called last is the last
+        self._runs: tuple[Run, ...] = ()  # one for each scheduler; that which was called last is the last
         self._lock = threading.Lock()
         self._pipe: weakref.ref[Any] | None = None
 
@@ -208,15 +218,14 @@ class Route:
     def at(self, t: Any, model: nn.Module) -> tuple[int, Run]:
         """The member index for a call of `model` at timestep `t` (a number, or a tensor of any shape), and its run."""
         run, place = self._known(t)
+        caller = None
         if run is None:  # no view of a schedule that is known: a new run, or a pipeline that passes other tensors
-            pipe, timesteps = self._caller(model)
-            run = next((r for r in reversed(self._runs) if r.schedule.timesteps is pipe.scheduler.timesteps), None)
-            here = place_of(pipe.scheduler, t) if run is not None and run.scheduler is pipe.scheduler else None
-            if run is None or here is None or not run.goes_on(here):
-                run, here = self._begin(t, pipe, timesteps)
-            place = here
-        elif not run.goes_on(place):
-            run, place = self._begin(t, *self._caller(model))
+            caller = self._caller(model)
+            run, place = self._known(caller.t)
+            if run is None:
+                run, place = self._by_index(t, caller)
+        if run is None or not run.goes_on(place):
+            run, place = self._begin(t, caller or self._caller(model))
         if run is not self._runs[-1]:
             self._remember(run)
         return run.members[run.schedule.step_of(place)], run
@@ -227,74 +236,111 @@ class Route:
             place = view_of(run.schedule.timesteps, t)
             if place is not None:
                 pipe = run.pipe()
-                if pipe is not None and pipe.scheduler is not run.scheduler:
+                if pipe is not None and pipe.scheduler is not run.scheduler():
                     raise StitchError(REPLACED)
                 return run, place
         return None, -1
 
+    def _by_index(self, t: Any, caller: Caller) -> tuple[Run | None, int]:
+        """The run of the caller's scheduler, and the place that this scheduler has come to."""
+        scheduler = caller.pipe.scheduler
+        for run in reversed(self._runs):
+            if run.schedule.timesteps is scheduler.timesteps and run.scheduler() is scheduler:
+                place = place_of(scheduler, t)
+                return (None, -1) if place is None else (run, place)
+        return None, -1
+
     def _remember(self, run: Run) -> None:
+        scheduler = run.scheduler()
         with self._lock:
-            others = [r for r in self._runs if r.schedule.timesteps is not run.schedule.timesteps]
+            others = [r for r in self._runs if r.scheduler() not in (None, scheduler)]
             self._runs = (*others[1 - RUNS :], run)
 
-    def _caller(self, model: nn.Module) -> tuple[Any, Tensor | None]:
-        pipe, timesteps = calling_pipeline(model)
-        pipe = pipe or (self._pipe() if self._pipe else None)
+    def _caller(self, model: nn.Module) -> Caller:
+        caller = calling_pipeline(model)
+        if caller is not None:
+            return caller
+        pipe = self._pipe() if self._pipe else None
         if pipe is None:
             raise StitchError(
                 "this stitched model does not know its pipeline: call it from one, or ask stitched(pipe) first, whose "
                 "scheduler your own loop then uses"
             )
-        return pipe, timesteps
+        return Caller(pipe)
 
-    def _begin(self, t: Any, pipe: Any, timesteps: Tensor | None) -> tuple[Run, int]:
-        scheduler = pipe.scheduler
-        place = place_of(scheduler, t)
-        if view_of(scheduler.timesteps, t) is None and getattr(scheduler, "num_inference_steps", None) is None:
+    def _begin(self, t: Any, caller: Caller) -> tuple[Run, int]:
+        pipe, scheduler = caller.pipe, caller.pipe.scheduler
+        timesteps, place = _schedule_and_place(t, caller)
+        if place is None or not place < len(timesteps):
+            if getattr(scheduler, "num_inference_steps", 0) is None:
+                raise StitchError(
+                    REPLACED if self._runs else "set the scheduler's timesteps first: scheduler.set_timesteps(…)"
+                )
             raise StitchError(
-                REPLACED if self._runs else "set the scheduler's timesteps first: scheduler.set_timesteps(…)"
+                f"the timestep {t!r} is not among those of the pipeline's {type(scheduler).__name__}, or which step it "
+                "belongs to cannot be told: a loop of one's own uses pipe.scheduler and passes its timesteps"
             )
-        if place is None or not place < len(scheduler.timesteps):
-            raise StitchError(
-                f"the timestep {t!r} is not among those of the pipeline's {type(scheduler).__name__}: a loop of one's "
-                "own uses pipe.scheduler and passes its timesteps"
-            )
-        schedule = schedule_of(scheduler, *_extent(pipe, timesteps, place))
+        begin, end = _extent(caller, timesteps, place)
+        schedule = schedule_of(scheduler, begin, end, timesteps)
         plan = self.choice.plan_for(schedule, int(scheduler.config.get("num_train_timesteps", 1000)))
         members = tuple(self.names.index(name) for name in plan.assignment)
         self.follow(pipe)
-        run = Run(scheduler, schedule, plan, members, weakref.ref(pipe), place)
+        run = Run(weakref.ref(scheduler), schedule, plan, members, weakref.ref(pipe), place)
         self._remember(run)
         logger.info("run of %d solver steps: %s", plan.steps, plan)
         return run, place
 
 
-def _extent(pipe: Any, timesteps: Tensor | None, place: int) -> tuple[int, int | None]:
-    """(begin, end) of a run whose first call is at this place.
+def _schedule_and_place(t: Any, caller: Caller) -> tuple[Tensor, int | None]:
+    """The timesteps that a run goes through, and the place there of a call.
 
-    timesteps: the caller's own variable of this name. Pipelines cut it to the steps that they take, for a strength, a
-    `denoising_start` or `denoising_end`; it is the schedule or a slice of it (DiTPipeline's is the one timestep).
+    They are the scheduler's; or the caller's own, where it goes through others (having set the scheduler's anew since).
     """
-    scheduler = pipe.scheduler
-    if timesteps is not None and timesteps.ndim == 1 and len(timesteps) > 1:
-        begin = view_of(scheduler.timesteps, timesteps)
-        if begin is not None and timesteps.stride(0) == scheduler.timesteps.stride(0) != 0:
-            end = begin + len(timesteps)
-            if begin <= place < end:
-                return begin, end
-    begin = getattr(scheduler, "begin_index", None)
+    timesteps: Tensor = caller.pipe.scheduler.timesteps
+    own = caller.timesteps
+    for schedule in (timesteps, own):
+        if schedule is None or (schedule is own and not _is_schedule(caller)):
+            continue
+        for shown in (t, caller.t):
+            place = view_of(schedule, shown)
+            if place is not None:
+                return schedule, place
+    if getattr(caller.pipe.scheduler, "num_inference_steps", 0) is None:
+        return timesteps, None  # never set: the index would be a guess
+    return timesteps, place_of(caller.pipe.scheduler, t)
+
+
+def _is_schedule(caller: Caller) -> bool:
+    """Whether the caller's `timesteps` are those of its loop; DiTPipeline calls the one timestep of a batch so."""
+    own = caller.timesteps
+    if own is None or own.ndim != 1 or (own.stride(0) == 0 and len(own) > 1):
+        return False
+    return len(own) > 1 or getattr(caller.pipe, "_num_timesteps", None) == 1
+
+
+def _extent(caller: Caller, timesteps: Tensor, place: int) -> tuple[int, int | None]:
+    """(begin, end) in `timesteps` of a run whose first call is at this place.
+
+    Pipelines cut their own `timesteps` to the steps that they take, for a strength, a `denoising_start` or `_end`.
+    """
+    own = caller.timesteps
+    if own is not None and _is_schedule(caller):
+        begin = view_of(timesteps, own)
+        if begin is not None and begin <= place < begin + len(own):
+            return begin, begin + len(own)
+    begin = getattr(caller.pipe.scheduler, "begin_index", None)
     begin = place if begin is None else min(int(begin), place)
-    cut = getattr(pipe, "denoising_end", None)
+    cut = getattr(caller.pipe, "denoising_end", None)
     if not isinstance(cut, float) or not 0 < cut < 1:
         return begin, None
-    T = int(scheduler.config.num_train_timesteps)
+    T = int(caller.pipe.scheduler.config.num_train_timesteps)
     last = round(T - cut * T)  # as SDXL's pipelines count
-    return begin, max(begin + sum(t >= last for t in scheduler.timesteps[begin:].tolist()), place + 1)
+    return begin, max(begin + sum(t >= last for t in timesteps[begin:].tolist()), place + 1)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def calling_pipeline(model: nn.Module) -> tuple[Any | None, Tensor | None]:
-    """The diffusers pipeline, among the callers of this function, that has `model` as a component, and its `timesteps`.
+def calling_pipeline(model: nn.Module) -> Caller | None:
+    """The diffusers pipeline, among the callers of this function, that has `model` as a component.
 
     Pipelines share components (`from_pipe`), so the one that was stitched need not be the one that calls; and a loaded
     one was never told to its components.
@@ -302,13 +348,16 @@ def calling_pipeline(model: nn.Module) -> tuple[Any | None, Tensor | None]:
     frame, depth = sys._getframe(1), 0
     while frame is not None and depth < DEEPEST:
         code = frame.f_code
-        if "self" in code.co_varnames or "self" in code.co_cellvars:
+        if code.co_flags & inspect.CO_OPTIMIZED and ("self" in code.co_varnames or "self" in code.co_cellvars):
             values = frame.f_locals
-            owner = values.get("self")
+            owner, timesteps, t = (values.get(name) for name in ("self", "timesteps", "t"))
+            if sys.version_info < (3, 13):
+                values.clear()  # a copy, kept with the frame: it would hold the tensors of this step till the end
             if isinstance(owner, DiffusionPipeline) and any(
                 part is model or getattr(part, "_orig_mod", None) is model for part in vars(owner).values()
             ):
-                timesteps = values.get("timesteps")
-                return owner, timesteps if isinstance(timesteps, Tensor) else None
+                return Caller(
+                    owner, timesteps if isinstance(timesteps, Tensor) else None, t if isinstance(t, Tensor) else None
+                )
         frame, depth = frame.f_back, depth + 1  # type: ignore[assignment]
-    return None, None
+    return None

@@ -78,7 +78,9 @@ def read(folder: Path, **more: Any) -> tuple[dict[str, Any], Route, dict[str, An
         if len(names) < len(data["members"]) or len(names) < 2 or len(classes) > 1:
             raise StitchError(f"{folder / CONFIG} is damaged: its members are {', '.join(names) or 'none'}")
         return members, Route(names, Choice.from_data(names, data["choice"])), kept
-    except (KeyError, TypeError, AttributeError) as error:
+    except StitchError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StitchError(f"{folder / CONFIG} is damaged: {error!r}") from None
 
 

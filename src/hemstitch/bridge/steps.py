@@ -44,9 +44,9 @@ class Schedule:
         return bisect_right(self.starts, place) - 1
 
 
-def schedule_of(scheduler: Any, begin: int = 0, end: int | None = None) -> Schedule:
-    """The calls from place `begin` of a scheduler's timesteps on, up to `end`."""
-    timesteps = scheduler.timesteps
+def schedule_of(scheduler: Any, begin: int = 0, end: int | None = None, timesteps: Tensor | None = None) -> Schedule:
+    """The calls from place `begin` of a scheduler's timesteps (or of those given) on, up to `end`."""
+    timesteps = scheduler.timesteps if timesteps is None else timesteps
     last = len(timesteps) if end is None else min(end, len(timesteps))
     if not 0 <= begin < last:
         raise StitchError(f"a run begins at one of the {last} timesteps of its scheduler, not at number {begin}")
@@ -56,17 +56,24 @@ def schedule_of(scheduler: Any, begin: int = 0, end: int | None = None) -> Sched
 def place_of(scheduler: Any, t: Any) -> int | None:
     """The place in the scheduler's timesteps of the call with this timestep (a number or a tensor), None if unknown.
 
-    A view of the schedule says it exactly, also where timesteps repeat, and without asking the device; where a pipeline
-    passes another tensor (Flux divides by 1000, Lumina counts from 0 up) the scheduler's own index does, 0 before its
-    first step. Schedulers that keep none (DDIM, DDPM, PNDM) have it told by the value, for which the device is waited.
+    A view of the schedule says it exactly, also where timesteps repeat, and without asking the device; for another
+    tensor the scheduler's own index does. Before its first step it has none: then it is where the run begins, if `t` is
+    that timestep in some guise (Flux divides by 1000, Lumina counts upwards). Schedulers without an index (DDIM, DDPM,
+    PNDM) have it told by the value. For these last two the device is waited for.
     """
-    place = view_of(scheduler.timesteps, t)
+    timesteps = scheduler.timesteps
+    place = view_of(timesteps, t)
     if place is not None:
         return place
-    if hasattr(scheduler, "step_index"):
-        index = scheduler.step_index
-        return int(index if index is not None else getattr(scheduler, "begin_index", None) or 0)
-    return _nearest(scheduler.timesteps, float(t.max()) if isinstance(t, Tensor) else float(t))
+    if not hasattr(scheduler, "step_index"):
+        return _nearest(timesteps, t)
+    if scheduler.step_index is not None:
+        return int(scheduler.step_index)
+    begin = int(getattr(scheduler, "begin_index", None) or 0)
+    T = int(scheduler.config.get("num_train_timesteps", 1000))
+    given, there = (float(x.max()) if isinstance(x, Tensor) else float(x) for x in (t, timesteps[begin]))
+    guises = (there, there / T, 1 - there / T)
+    return begin if any(abs(given - guise) <= 1e-2 * max(abs(guise), 0.1) for guise in guises) else None
 
 
 def view_of(timesteps: Tensor, t: Any) -> int | None:
@@ -100,8 +107,11 @@ def _begins_pndm(counter: int, runge_kutta: int) -> bool:
     return not (counter == 1 and runge_kutta == 0)
 
 
-def _nearest(timesteps: Tensor, value: float) -> int | None:
+def _nearest(timesteps: Tensor, t: Any) -> int | None:
     """The place of the timestep of this value, the first of equal ones; None if there is none."""
-    gaps = (timesteps.double().cpu() - value).abs()
+    times = timesteps.cpu()
+    if isinstance(t, Tensor):
+        times, t = times.to(t.dtype), float(t.max())  # as a pipeline in half precision rounds them
+    gaps = (times.double() - float(t)).abs()
     best = int(gaps.argmin())
-    return best if float(gaps[best]) <= 1e-3 * max(1.0, abs(value)) else None
+    return best if float(gaps[best]) <= 1e-3 * max(1.0, abs(float(t))) else None

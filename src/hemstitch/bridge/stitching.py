@@ -13,7 +13,7 @@ from ..process import Process
 from ..stitch.plan import Plan
 from .classes import stitched_class
 from .compat import Findings, compare_denoisers
-from .convert import Adapter, process_of
+from .convert import CONVERTED, Adapter, process_of
 from .members import Lazy, config_of, matched, plain
 from .residuals import misfit
 from .route import Choice, Route
@@ -79,28 +79,32 @@ def stitch(
     adapters = _adapters(pipe.scheduler, own, {**by_name, names[-1]: own}, processes or {})
     dropped = _dropped(pipe, own, by_name, controlnets or {}, residuals or {})
 
-    # all is known to be well: from here on things change
+    if processes and getattr(pipe, "config", {}).get("expand_timesteps"):
+        raise StitchError("processes= is for networks with one time a picture; this pipeline gives every patch its own")
+    _refuse_other_controlnets(pipe, controlnets or {})
+    move = keep == "both"
+    ready = {name: m if isinstance(m, Lazy) else matched(name, m, own, move) for name, m in by_name.items()}
+    nets = {name: matched(name, net, own, move) for name, net in (controlnets or {}).items()}
+
+    # all is known to be well: from here on the pipeline changes
     unstitch(pipe, component)
     route = Route(names, choice)
     route.follow(pipe)
-    move = keep == "both"
-    ready = {name: m if isinstance(m, Lazy) else matched(name, m, own, move) for name, m in by_name.items()}
     shelf = Shelf(own)
     both = component is None and getattr(pipe, f"{slot}_2", None) is not None  # Wan 2.2
     slots = [slot, f"{slot}_2"] if both else [slot]
     for where in slots:
         theirs = getattr(pipe, where)
-        members_here = {**ready, names[-1]: theirs}
-        made = stitched_class(type(theirs))(
-            members_here, route, keep=keep, dropped=dropped, adapters=adapters, shelf=shelf
-        )
+        here = {**ready, names[-1]: theirs}
+        made = stitched_class(type(theirs))(here, route, keep=keep, dropped=dropped, adapters=adapters, shelf=shelf)
         setattr(pipe, where, made)
         if keep == "active":
-            shelf.leave_only(own, [m for m in members_here.values() if isinstance(m, nn.Module)])
-    if controlnets:
+            shelf.leave_only(own, [m for m in here.values() if isinstance(m, nn.Module)])
+    if nets:
         net = pipe.controlnet
-        nets = {name: matched(name, controlnets.get(name, net), own, move) for name in by_name}
-        pipe.controlnet = stitched_class(type(net))({**nets, names[-1]: net}, route, keep=keep)
+        pipe.controlnet = stitched_class(type(net))(
+            {**dict.fromkeys(by_name, net), **nets, names[-1]: net}, route, keep=keep
+        )
     return pipe
 
 
@@ -112,7 +116,8 @@ def unstitch(pipe: Any, component: str | None = None) -> Any:
     found = [
         (name, plain(part))
         for name, part in _parts(pipe).items()
-        if isinstance(plain(part), StitchedModel) and (component in (None, name) or name == "controlnet")
+        if isinstance(plain(part), StitchedModel)
+        and (component in (None, name) or (name == "controlnet" and component in COMPONENTS))
     ]
     if any("_hf_hook" in model.__dict__ for _, model in found):
         raise StitchError(
@@ -196,6 +201,15 @@ def _denoiser_of(pipe: Any, component: str | None) -> str:
     return found[0]
 
 
+def _refuse_other_controlnets(pipe: Any, nets: Mapping[str, Any]) -> None:
+    for name, net in nets.items():
+        own = _own(pipe.controlnet)
+        if type(net) is not type(own):
+            raise StitchError(
+                f"controlnets={{{name!r}: …}} is a {type(net).__name__}; the pipeline's own is a {type(own).__name__}"
+            )
+
+
 def _own(part: Any) -> Any:
     """A pipeline's own denoiser, under what stands in its place."""
     model = plain(part)
@@ -273,6 +287,8 @@ def _adapters(scheduler: Any, own: Any, members: Mapping[str, Any], processes: M
     out = int(config.get("out_channels") or channels)
     if processes:
         process_of(scheduler)  # refused here rather than at the first step
+        if not {base.__name__ for base in type(own).__mro__} & set(CONVERTED):
+            raise StitchError(f"processes= is for {', '.join(CONVERTED)}, whose times are known; this is a {kind}")
     found: dict[str, Adapter] = {}
     for name, member in members.items():
         theirs = config_of(member)
@@ -287,6 +303,7 @@ def _adapters(scheduler: Any, own: Any, members: Mapping[str, Any], processes: M
             out=out,
             theirs=process,
             unit_time=kind.startswith("Flux"),
+            packed=kind.startswith("Flux"),
             classes=None if classes in (None, 1000) else int(classes),
         )
         if process is not None or adapter.classes or int(theirs.get("out_channels") or channels) != out:

@@ -147,7 +147,7 @@ class StitchedModel(ModelMixin):  # type: ignore[misc]
             def ask(**named: Any) -> Any:  # what came by place goes by place: tomesd and DeepCache rely on it
                 return member(*[named.pop(name) for name in placed], **named)
 
-            ours = process_of(run.scheduler) if adapter.theirs else None
+            ours = process_of(run.scheduler()) if adapter.theirs else None
             return adapter(ask, named, self._arguments[0], self._time, ours)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
