@@ -13,7 +13,10 @@ from typing import Any
 
 from diffusers import ModelMixin
 
+from .adapted import Adapted
 from .wrapper import StitchedModel
+
+OWN = {*vars(StitchedModel), *vars(Adapted)}  # what a stitched model answers itself
 
 # Methods of ModelMixin that change a network: handed on to every member. The others are the wrapper's own.
 CHANGING = (
@@ -66,7 +69,7 @@ def _stitched_class(member_class: Any) -> Any:
         if base.__module__ in ("diffusers.configuration_utils", "diffusers.utils.hub_utils"):
             continue
         for name, value in vars(base).items():
-            if name in parts or name in vars(StitchedModel) or name.startswith("__"):
+            if name in parts or name in OWN or name.startswith("__"):
                 continue
             if inspect.isfunction(value):
                 parts[name] = _handed_on(name, value)
