@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from calls import watched
 
 from hemstitch.bridge import replan, stitch, stitched, unstitch
 from hemstitch.errors import StitchError
@@ -169,13 +170,6 @@ def test_a_class_conditional_unet_in_a_loop_of_ones_own():
 # -- pipelines beyond the families: nothing is known about them but their calls ---------------------------------------
 
 
-def asked_by(pipe):
-    asked = []
-    for name, net in stitched(pipe).members.items():
-        net.register_forward_hook(lambda *_, name=name: asked.append(name))
-    return asked
-
-
 def test_perturbed_attention_guidance():
     from diffusers import StableDiffusionPAGPipeline
 
@@ -184,7 +178,7 @@ def test_perturbed_attention_guidance():
     )
     pipe.set_progress_bar_config(disable=True)
     stitch(pipe, tiny.small("sd"), fraction=0.5)
-    asked = asked_by(pipe)
+    asked = watched(pipe)
     plain = tiny.run("sd", pipe, steps=4, pag_scale=0.0)
     assert not torch.allclose(tiny.run("sd", pipe, steps=4, pag_scale=3.0), plain)
     assert asked == (["small"] * 2 + ["large"] * 2) * 2
@@ -197,7 +191,7 @@ def test_several_controlnets_for_each_member():
     pipe.controlnet = MultiControlNetModel([pipe.controlnet, tiny.controlnet_for(pipe.unet, seed=5)])
     two = MultiControlNetModel([tiny.controlnet_for(small, seed=seed) for seed in (6, 7)])
     stitch(pipe, small, fraction=0.5, controlnets={"small": two})
-    asked = asked_by(pipe)
+    asked = watched(pipe)
     pictures = {"image": [tiny.picture(), tiny.picture(1)], "controlnet_conditioning_scale": [0.5, 0.5]}
     assert tiny.run("sdxl_controlnet", pipe, steps=4, **pictures).isfinite().all()
     assert asked == ["small"] * 2 + ["large"] * 2
@@ -216,7 +210,7 @@ def test_a_transformers_controlnet_fits_any_depth_of_its_width():
     with pytest.raises(StitchError, match="16 wide, the pipeline's own 32"):
         stitch(pipe, tiny.small("sd3"), fraction=0.5)
     stitch(pipe, tiny.thin("sd3"), fraction=0.5)
-    asked = asked_by(pipe)
+    asked = watched(pipe)
     assert tiny.run("sd3", pipe, steps=4, control_image=tiny.picture()).isfinite().all()
     assert asked == ["small"] * 2 + ["large"] * 2
 
@@ -239,7 +233,7 @@ def test_animated_pipelines():
     pipe = AnimateDiffPipeline(**parts, unet=unet, motion_adapter=adapter)
     pipe.set_progress_bar_config(disable=True)
     stitch(pipe, moving(tiny.small("sd"))[1], fraction=0.5)
-    asked = asked_by(pipe)
+    asked = watched(pipe)
     assert tiny.run("sd", pipe, steps=4, num_frames=2).isfinite().all()
     assert asked == ["small"] * 2 + ["large"] * 2
 
@@ -250,7 +244,7 @@ def test_one_of_wans_two_transformers(component, calls):
     other = pipe.transformer_2 if component == "transformer" else pipe.transformer
     stitch(pipe, tiny.small("wan"), fraction=0.5, component=component)
     assert other in (pipe.transformer, pipe.transformer_2)
-    asked = asked_by(pipe)
+    asked = watched(pipe)
     tiny.run("wan_two", pipe, steps=10)
     small = 4 if component == "transformer" else 1  # five steps of the ten, four of them before the boundary
     assert asked == ["small"] * 2 * small + ["large"] * 2 * (calls - small)
@@ -289,7 +283,7 @@ def test_stable_cascade_whose_scheduler_keeps_no_count_and_whose_time_is_a_ratio
     pipe.set_progress_bar_config(disable=True)
     stitch(pipe, prior(8), fraction=0.5, component="prior")
     for steps in (4, 2, 1):
-        asked = asked_by(pipe)
+        asked = watched(pipe)
         pipe("a", height=256, width=256, num_inference_steps=steps, output_type="pt")
         assert asked == ["small"] * (steps // 2) + ["large"] * (steps - steps // 2)
 
@@ -326,7 +320,7 @@ def test_hunyuan_dit_in_half_precision():
     pipe.vae_scale_factor = 8
     pipe.set_progress_bar_config(disable=True)
     stitch(pipe, net(1), fraction=0.5)
-    asked = asked_by(pipe)
+    asked = watched(pipe)
     texts = {"": (77, torch.bfloat16), "_2": (256, torch.bfloat16)}
     prompts = {}
     for end, (length, dtype) in texts.items():

@@ -3,17 +3,11 @@
 import pytest
 import tiny
 import torch
+from calls import watched
 
 from hemstitch.bridge import Lazy, stitch, stitched
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-
-
-def asked_by(pipe):
-    asked = []
-    for name, net in stitched(pipe).members.items():
-        net.register_forward_hook(lambda *_, name=name: asked.append(name))
-    return asked
 
 
 def close(a, b):
@@ -28,7 +22,7 @@ def test_a_family_on_the_gpu(family):
     stitch(pipe, tiny.small(family), fraction=0.0, **more)  # the small one is moved to the pipeline's device
     assert torch.equal(tiny.run(family, pipe, steps=4), plain)
     stitch(pipe, tiny.small(family), fraction=0.5, **more)
-    asked = asked_by(pipe)
+    asked = watched(pipe)
     tiny.run(family, pipe, steps=4)
     calls = len(asked) // 4 if family != "wan_two" else 2
     assert asked[: 2 * calls] == ["small"] * 2 * calls

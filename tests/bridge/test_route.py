@@ -4,6 +4,7 @@ import diffusers
 import pytest
 import tiny
 import torch
+from calls import watched
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, StableDiffusionImg2ImgPipeline
 
 from hemstitch import Plan
@@ -12,14 +13,6 @@ from hemstitch.bridge.route import Choice
 from hemstitch.errors import StitchError
 
 NAMES = ("small", "large")
-
-
-def watched(pipe):
-    """The members' names, call by call."""
-    asked = []
-    for name, net in stitched(pipe).members.items():
-        net.register_forward_hook(lambda *_, name=name: asked.append(name))
-    return asked
 
 
 def sd(fraction=0.5, **more):

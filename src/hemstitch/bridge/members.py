@@ -19,7 +19,7 @@ class Lazy:
     """A network of a pipeline, loaded when it first runs (and released behind its steps under keep="active").
 
     cls: its diffusers class. path: a folder or hub id. more: what `cls.from_pretrained` takes, such as
-    subfolder="unet", variant="fp16" or torch_dtype=torch.float16.
+    subfolder="unet", variant="fp16" or dtype=torch.float16.
     """
 
     def __init__(self, cls: Any, path: Any, **more: Any) -> None:
