@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from .models import NetConfig, build
     from .process import Process
     from .sampling import Step, generate, sample
+    from .stitch.adaptive import AdaptivePlan
     from .stitch.plan import Plan
+    from .stitch.search import Found, search
     from .stitch.stitched import Stitched
     from .weights import load, save
 
 _HOME = {
+    "AdaptivePlan": "stitch.adaptive",
     "CheckpointError": "errors",
     "Denoiser": "denoiser",
+    "Found": "stitch.search",
     "Guided": "denoiser",
     "HemstitchError": "errors",
     "NetConfig": "models",
@@ -38,6 +42,7 @@ _HOME = {
     "generate": "sampling",
     "load": "weights",
     "sample": "sampling",
+    "search": "stitch.search",
     "save": "weights",
 }
 

@@ -11,13 +11,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor, nn
 
 from .errors import HemstitchError
 from .process import Process, per_row
+
+if TYPE_CHECKING:
+    from .stitch.adaptive import Watch
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,11 @@ class Denoiser(ABC):
         member: (B,) int64 on the host, the member to ask per row, from `route`; ignored by what is not stitched.
         """
 
-    def route(self, step: Tensor, t: Tensor) -> Tensor | None:
-        """Which member speaks at each row's solver step, (B,) int64 on the host, or None for a single network."""
+    def route(self, step: Tensor, t: Tensor, watch: Watch | None = None) -> Tensor | None:
+        """Which member speaks at each row's solver step, (B,) int64 on the host, or None for a single network.
+
+        watch: that of the state, where the plan is adaptive.
+        """
         return None
 
     @property
@@ -163,8 +169,8 @@ class Guided(Denoiser):
     def device(self) -> torch.device:
         return self.denoiser.device
 
-    def route(self, step: Tensor, t: Tensor) -> Tensor | None:
-        return self.denoiser.route(step, t)
+    def route(self, step: Tensor, t: Tensor, watch: Watch | None = None) -> Tensor | None:
+        return self.denoiser.route(step, t) if watch is None else self.denoiser.route(step, t, watch)
 
     def scales(self, t: Tensor) -> Tensor:
         """(B,) float64 on the host: the guidance scale of each row at its time."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser, Guided, NetDenoiser
 from .errors import HemstitchError
+from .stitch.adaptive import AdaptivePlan
 from .stitch.stitched import Stitched
 
 
@@ -41,7 +42,9 @@ def identity(model: Denoiser) -> str:
         raise HemstitchError("give the model itself, and guidance beside it")
     if isinstance(model, Stitched):
         members = " ".join(f"{name}={identity(member)}" for name, member in model.members.items())
-        return f"{members} plan={_short(json.dumps(model.plan.assignment))}"
+        plan = model.plan
+        told = plan.to_json() if isinstance(plan, AdaptivePlan) else json.dumps(plan.assignment)
+        return f"{members} plan={_short(told)}"
     if isinstance(model, NetDenoiser):
         config = getattr(model.net, "config", None)
         told = json.dumps(asdict(config)) if is_dataclass(config) and not isinstance(config, type) else str(model.net)

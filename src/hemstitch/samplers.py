@@ -20,6 +20,7 @@ from . import seeds
 from .denoiser import Prediction
 from .errors import HemstitchError
 from .process import Process, per_row, posterior
+from .stitch.adaptive import Watch
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class State:
     levels: the noise levels visited. keys: (B, 2) noise keys (seed, index), on the host.
     stage: (B,) on the host, the evaluation within the step (Heun has two). memory: what the sampler carries.
     member: (B,) on the host, who made the remembered prediction, or None.
+    watch: what rows under an adaptive plan carry (`Watch`), or None.
     """
 
     x: Tensor
@@ -92,6 +94,7 @@ class State:
     stage: Tensor
     memory: tuple[Tensor, ...] = ()
     member: Tensor | None = None
+    watch: Watch | None = None
 
     @property
     def one_step(self) -> bool:
@@ -128,6 +131,7 @@ class State:
             stage=self.stage[chosen],
             memory=tuple(m[on_device] for m in self.memory),
             member=None if self.member is None else self.member[chosen],
+            watch=None if self.watch is None else self.watch.rows(chosen),
         )
 
     @staticmethod
@@ -149,6 +153,7 @@ class State:
                 for i in range(remembering)
             ),
             member=None if all(s.member is None for s in states) else torch.cat(members),
+            watch=Watch.join([s.watch for s in states], [len(s.step) for s in states]),
         )
 
     def noise(self) -> Tensor:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from . import seeds as keyed
-from .denoiser import Denoiser, Guided
+from .denoiser import Denoiser, Guided, Prediction
 from .errors import HemstitchError
 from .grid import timesteps
 from .samplers import Levels, Sampler, State, init, sampler_of
 from .seeds import Seed
+from .stitch.adaptive import AdaptivePlan
 from .stitch.stitched import Stitched
 
 
@@ -22,8 +23,10 @@ from .stitch.stitched import Stitched
 class Step:
     """What a sampling loop shows after each solver step.
 
-    index: 0 .. K-1. t: the time it started from. member: who spoke (None for a single model). x: (B, C, H, W), the
-    samples after the step. x0: the images as currently foreseen.
+    index: 0 .. K-1. t: the time it started from. member: who spoke (None for a single model); "small+large" where an
+    adaptive plan asked both. x: (B, C, H, W), the samples after the step. x0: the images as currently foreseen.
+    seam: under an adaptive plan (B,) int64 on the host, how many steps its first member takes in each row, as far as
+        decided: a row that may still change over says the most that it can be. After the last step it is what was.
     """
 
     index: int
@@ -31,6 +34,7 @@ class Step:
     member: str | None
     x: Tensor
     x0: Tensor
+    seam: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ def prepare(
         denoiser.scales(torch.zeros(batch))  # one scale, or one per row
     times = timesteps(model.process, steps, grid)
     state = init(x, Levels.of(model.process, times), key_B2)
+    if isinstance(plan, AdaptivePlan):
+        state = replace(state, watch=plan.watch(batch))
     return Job(denoiser, sampler_of(sampler, eta), state, None if label_B is None else label_B.to(device))
 
 
@@ -179,20 +185,42 @@ def sample(model: Denoiser, labels: Sequence[int] | Tensor | None = None, **opti
 
 
 def run(job: Job) -> Iterator[Step]:
-    """The loop itself: ask the network, step, show."""
+    """The loop itself: ask the network, step, show. All rows are at one step, that of the job's state."""
     state = job.state
     inner = job.denoiser.denoiser if isinstance(job.denoiser, Guided) else job.denoiser
     names = list(inner.members) if isinstance(inner, Stitched) else []
-    for index in range(int(state.levels.count[0])):
+    for index in range(int(state.step[0]), int(state.levels.count[0])):
         t = float(state.t[0])
         while int(state.step[0]) == index:
-            with torch.no_grad():
-                at = state.t
-                route = job.denoiser.route(state.step, at)
-                prediction = job.denoiser(state.x, at, job.labels, member=route)
-                state = job.sampler.step(state, prediction)
-        member = None if route is None else names[int(route[0])]
-        yield Step(index, t, member, state.x, prediction.x0)
+            state, prediction = advance(job, state)
+        spoke, seam = prediction.member, None
+        if state.watch is not None:
+            seam = state.watch.seam
+        elif spoke is not None:
+            spoke = spoke[:1]  # a fixed plan asks one member
+        yield Step(index, t, _called(names, spoke), state.x, prediction.x0, seam)
+
+
+def advance(job: Job, state: State) -> tuple[State, Prediction]:
+    """One network evaluation: the state after it, and what was predicted. Rows may be at different steps.
+
+    state: the job's own, or what became of it; if rows were left out or joined, so must the job's labels and scales be.
+    """
+    at, watch, denoiser = state.t, state.watch, job.denoiser
+    with torch.no_grad():
+        route = denoiser.route(state.step, at) if watch is None else denoiser.route(state.step, at, watch)
+        prediction = denoiser(state.x, at, job.labels, member=route)
+        following = job.sampler.step(state, prediction)
+        if watch is not None:
+            following = replace(following, watch=watch.after(state.step, state.stage, prediction.x0))
+    return following, prediction
+
+
+def _called(names: Sequence[str], member: Tensor | None) -> str | None:
+    """The members of a batch, in the order in which the stitch has them."""
+    if not names or member is None:
+        return None
+    return "+".join(names[i] for i in sorted(set(member.tolist())))
 
 
 def generate(model: Denoiser, labels: Sequence[int] | Tensor | None = None, **options: Unpack[Options]) -> Tensor:

@@ -22,6 +22,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from ..errors import StitchError
+from ..stitch.adaptive import AdaptivePlan
 from ..stitch.plan import Plan, check_fractions
 from .steps import Schedule, place_of, schedule_of, view_of
 
@@ -70,6 +71,11 @@ class Choice:
         if plan is not None:
             if fraction is not None:
                 raise StitchError("give a fraction or a plan, one of the two")
+            if isinstance(plan, AdaptivePlan):
+                raise StitchError(
+                    "a pipeline's loop keeps one member for all images of a batch, and shows no x_0 estimates: an "
+                    "AdaptivePlan needs hemstitch's own sampler (sample, generate); here give a fixed plan"
+                )
             if not isinstance(plan, Plan):
                 raise StitchError(f"a plan is a hemstitch.Plan, such as Plan.explicit([…]); got {plan!r}")
             unknown = [name for name in plan.counts if name not in names]

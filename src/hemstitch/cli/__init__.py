@@ -54,4 +54,6 @@ _HOME = {
     "convert": "models",
     "describe": "models",
     "check": "checking",
+    "search": "searching",
+    "analyze": "analyzing",
 }

@@ -86,7 +86,7 @@ def measuring_of(known: argparse.Namespace) -> tuple[Measuring, list[str]]:
     from ..share import device_of
 
     device = device_of(known.device)
-    weights = _weights(known.weights_of or [])
+    weights = weights_of(known.weights_of or [])
     general = (Path(known.extractor).suffix == ".safetensors" and "classifier") or known.extractor
     metrics = (known.metrics or DEFAULT.get(general, "fid,prc")).split(",")
     needed = {metric.extractor for metric in chosen(metrics).values()}
@@ -113,7 +113,7 @@ def _made(name: str, weights: dict[str, str], device: object) -> Extractor:
     return extractor(name, weights=weights.get(name), device=str(device))
 
 
-def _weights(arguments: list[str]) -> dict[str, str]:
+def weights_of(arguments: list[str]) -> dict[str, str]:
     found = {}
     for argument in arguments:
         name, equals, path = argument.partition("=")

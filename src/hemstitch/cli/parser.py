@@ -130,6 +130,45 @@ def parser_of() -> argparse.ArgumentParser:
     check.add_argument("small", help="a pipeline or denoiser, for the noisiest steps: folder or hub id (owner/name)")
     check.add_argument("large", help="the pipeline to stitch it into, or its denoiser")
     check.add_argument("--subfolder", help="where in them the denoiser is (unet or transformer)")
+
+    analyze = verbs.add_parser(
+        "analyze",
+        help="show which experts run when, where models agree, which frequencies are settled when",
+        epilog="The last member is the one that others are compared with. Out come report.html, which opens offline, "
+        "its figures, and analysis.json with every number drawn.",
+    )
+    _members(analyze)
+    analyze.add_argument("--num", type=int, default=32, help="how many samples (32)")
+    analyze.add_argument(
+        "--labels", help="balanced, random, classes repeated as needed (207,360), or a file (balanced)"
+    )
+    analyze.add_argument("--seed", type=int, default=0, help="sample i has the seed (SEED, i)")
+    analyze.add_argument("--batch", type=int, default=32, help="samples at a time (32)")
+    analyze.add_argument("--out", type=Path, default=Path("analysis"), help="folder (analysis)")
+
+    search = verbs.add_parser(
+        "search",
+        help="find which member to run at which step, within a latency budget",
+        epilog="The plan goes to --out, the evidence to a folder beside it, with report.html. Stopped, the same "
+        "command goes on. Without --reference plans are ranked by how much samples differ from the dearest member's.",
+    )
+    search.add_argument("members", nargs="+", help="NAME=PATH for each of two or more")
+    search.add_argument("--budget", help="share of the dearest member's time; several with commas between (0.6,0.4)")
+    search.add_argument("--milliseconds", type=float, help="the same as time per image, instead")
+    search.add_argument("--steps", default="50", help="solver steps at most; several with commas, to choose among (50)")
+    search.add_argument("--samples", type=int, default=768, help="half to choose by, half to judge by (768)")
+    search.add_argument("--batch", type=int, default=64, help="samples at a time, and what latency is measured at (64)")
+    search.add_argument("--trajectories", type=int, default=32, help="on which members are compared by step (32)")
+    search.add_argument("--labels", help="balanced, random, or classes repeated as needed (balanced)")
+    search.add_argument("--seed", type=int, default=0, help="of samples and proposals")
+    search.add_argument("--seams", type=int, help="changes of member at most (4; 2 for dpmpp_2m)")
+    search.add_argument("--seconds", type=float, help="time bound, within which less is tried")
+    search.add_argument("--search-interval", action="store_true", help="choose where guidance applies, too")
+    search.add_argument("--per-sample", action="store_true", help="try a seam for each sample, too (AdaptivePlan)")
+    search.add_argument("--vae", help="folder of the autoencoder whose latents these are")
+    search.add_argument("--out", type=Path, default=Path("plan.json"), help="file of the plan (plan.json)")
+    _solving(search)
+    _reference(search.add_argument_group("measuring"))
     return parser
 
 
@@ -142,6 +181,10 @@ def _members(parser: argparse.ArgumentParser) -> None:
 
 def _looking(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="solver steps (the plan's, else 50)")
+    _solving(parser)
+
+
+def _solving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", default="ddim", help="ddpm, ddim, dpmpp_2m, heun or euler (ddim)")
     parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance scale (1: none)")
     parser.add_argument("--guidance-channels", type=int, help="guide the first so many channels only")
@@ -157,10 +200,22 @@ def _looking(parser: argparse.ArgumentParser) -> None:
 
 def _measured(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("measuring")
+    _reference(group, "inception")
+    group.add_argument("--extract-batch", type=int, default=64, help="pictures at a time (64)")
+    group.add_argument("--cache", type=Path, help="folder where features are kept for next time")
+    group.add_argument("--resamples", type=int, default=20, help="of the bootstrap (20)")
+    group.add_argument(
+        "--order", choices=["shuffled", "given"], default="shuffled", help="in an Inception Score; given is ADM's"
+    )
+
+
+def _reference(group: argparse._ArgumentGroup, extractor: str | None = None) -> None:
     group.add_argument("--reference", help="pictures, a data set, or a .npz of statistics (mu, sigma) as ADM's")
     group.add_argument("--reference-size", type=int, default=0, help="of KIND:PATH, crop and resize to this side")
     group.add_argument(
-        "--extractor", default="inception", help="inception, dinov2, clip, or a classifier.safetensors (inception)"
+        "--extractor",
+        default=extractor,
+        help="inception, dinov2, clip, or a classifier.safetensors (inception)",
     )
     group.add_argument(
         "--extractor-weights",
@@ -169,13 +224,7 @@ def _measured(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PATH",
         help="inception=FILE, dinov2=FOLDER, clip=FOLDER, instead of fetching them",
     )
-    group.add_argument("--extract-batch", type=int, default=64, help="pictures at a time (64)")
     group.add_argument("--grey", action="store_true", help="take greyscale pictures, repeating their channel")
-    group.add_argument("--cache", type=Path, help="folder where features are kept for next time")
-    group.add_argument("--resamples", type=int, default=20, help="of the bootstrap (20)")
-    group.add_argument(
-        "--order", choices=["shuffled", "given"], default="shuffled", help="in an Inception Score; given is ADM's"
-    )
 
 
 def _loading(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..evaluate.extractors import Extractor
     from ..evaluate.reference import Source
     from ..sampling import Look
+    from ..stitch.adaptive import AdaptivePlan
     from ..stitch.plan import Plan
 
 
@@ -177,7 +178,7 @@ def loaded(
     return members
 
 
-def stitched(members: dict[str, Denoiser], plan: Plan | None) -> Denoiser:
+def stitched(members: dict[str, Denoiser], plan: Plan | AdaptivePlan | None) -> Denoiser:
     """The only member, or all of them under the plan, which is told."""
     if plan is None:
         return next(iter(members.values()))
@@ -187,9 +188,10 @@ def stitched(members: dict[str, Denoiser], plan: Plan | None) -> Denoiser:
     return Stitched(members, plan)
 
 
-def plan_of(known: argparse.Namespace, names: list[str]) -> Plan | None:
+def plan_of(known: argparse.Namespace, names: list[str]) -> Plan | AdaptivePlan | None:
     """The plan that the options say, None for a single member."""
     from ..files import read_json_file
+    from ..stitch.adaptive import plan_of_data
     from ..stitch.plan import Plan
 
     if known.plan is not None:
@@ -197,7 +199,7 @@ def plan_of(known: argparse.Namespace, names: list[str]) -> Plan | None:
             raise HemstitchError("--plan and --fraction both say which member runs when: give one")
         if not known.plan.exists():
             raise HemstitchError(f"there is no plan file {known.plan}")
-        return Plan.from_data(read_json_file(known.plan))
+        return plan_of_data(read_json_file(known.plan))
     if len(names) == 1:
         if known.fraction is not None:
             raise HemstitchError("--fraction needs two members: small=PATH large=PATH")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..evaluate.extractors import Extractor
     from ..evaluate.frechet import Moments
     from ..evaluate.reference import Source
+    from ..stitch.adaptive import AdaptivePlan
     from ..stitch.plan import Plan
 
 
@@ -125,16 +126,17 @@ def _candidates(
 ) -> list[Candidate]:
     from ..evaluate.curve import candidates_of
     from ..files import read_json_file
+    from ..stitch.adaptive import plan_of_data
     from ..stitch.plan import Plan
 
     guidances = _numbers(known.guidances, "--guidances")
     names = list(members)
-    plans: list[tuple[float | None, Plan]] = []
+    plans: list[tuple[float | None, Plan | AdaptivePlan]] = []
     if known.plans:
         for path in map(Path, known.plans.split(",")):
             if not path.exists():
                 raise HemstitchError(f"there is no plan file {path}")
-            plans.append((None, Plan.from_data(read_json_file(path))))
+            plans.append((None, plan_of_data(read_json_file(path))))
     steps = known.steps or (plans[0][1].steps if plans else 50)
     if len(names) == 2:
         for fraction in _numbers(known.fractions, "--fractions"):

@@ -20,7 +20,8 @@ from ..bulk.settings import Quantise, to_pixels
 from ..data.dataset import restored
 from ..denoiser import Denoiser
 from ..errors import HemstitchError
-from ..sampling import generate
+from ..sampling import sample
+from ..stitch.adaptive import AdaptivePlan
 from ..stitch.latency import ideal_seconds
 from ..stitch.plan import Plan
 from ..stitch.stitched import Stitched
@@ -39,7 +40,7 @@ class Point:
     Both by bootstrap over the samples, the same draws for all plans, whose sample i has the same seed and label.
     accuracy: share of samples that a classifier takes for their class, with its standard error; None without one.
     ms_per_image: median over batches. speedup: against the baseline, measured; speedup_ideal: from the members' own
-    cost per step, as if stitching cost nothing.
+    cost per step, as if stitching cost nothing; of an adaptive plan, at the mean of its samples' seams.
     """
 
     plan: str
@@ -65,8 +66,14 @@ class Candidate:
 
     name: str
     fraction: float | None
-    plan: Plan
+    plan: Plan | AdaptivePlan
     guidance: float = 1.0
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Who may run."""
+        plan = self.plan
+        return (plan.first, plan.then) if isinstance(plan, AdaptivePlan) else tuple(plan.counts)
 
 
 @dataclass(frozen=True)
@@ -99,14 +106,15 @@ class Setting:
     def rounds(self) -> int:
         return -(-self.num // self.batch)
 
-    def images(self, model: Denoiser, guidance: float, start: int) -> Tensor:
-        """A batch in -1..1. Sample i has the seed (0, i) under every plan."""
+    def images(self, model: Denoiser, guidance: float, start: int) -> tuple[Tensor, Tensor | None]:
+        """A batch in -1..1, and its seams under an adaptive plan. Sample i has the seed (0, i) under every plan."""
         seeds = [(0, i) for i in range(start, min(self.num, start + self.batch))]
         labels = None if self.labels is None else self.labels[start : start + self.batch]
-        samples = generate(model, labels, num=len(seeds), seeds=seeds, sampler=self.sampler, guidance=guidance)
+        for step in sample(model, labels, num=len(seeds), seeds=seeds, sampler=self.sampler, guidance=guidance):
+            last = step
         if self.decode is not None:
-            return self.decode(samples).cpu()
-        return restored(samples, model.spec.mean, model.spec.std).cpu()
+            return self.decode(last.x).cpu(), last.seam
+        return restored(last.x, model.spec.mean, model.spec.std).cpu(), last.seam
 
 
 @dataclass
@@ -117,6 +125,7 @@ class _Taken:
     pool: list[Tensor]
     right: list[Tensor]
     shown: list[Tensor]
+    seams: list[Tensor]
 
 
 class Finished(NamedTuple):
@@ -144,19 +153,21 @@ def measure(setting: Setting, candidates: Sequence[Candidate]) -> Iterator[Turn]
     """
     for guidance in {c.guidance for c in candidates}:
         first = next(c for c in candidates if c.guidance == guidance)
-        if set(first.plan.assignment) != {setting.large}:
+        if first.members != (setting.large,):
             raise HemstitchError(f"the first plan of each guidance is {setting.large} alone, not {first.plan}")
     models = [Stitched(setting.members, c.plan) for c in candidates]
     setting.images(models[0], candidates[0].guidance, 0)  # warm, lest the baseline alone pay for it
-    taken = [_Taken([], [], [], []) for _ in candidates]
+    taken = [_Taken([], [], [], [], []) for _ in candidates]
     baselines: dict[float, _Measured] = {}
     began, done, total = time.perf_counter(), 0, setting.rounds * len(candidates)
     for start in range(0, setting.num, setting.batch):
         is_last = start + setting.batch >= setting.num
         for candidate, model, mine in zip(candidates, models, taken, strict=True):
             begin = time.perf_counter()
-            images = setting.images(model, candidate.guidance, start)
+            images, seams = setting.images(model, candidate.guidance, start)
             mine.seconds.append((time.perf_counter() - begin) / len(images))
+            if seams is not None:
+                mine.seams.append(seams)
             _take(setting, mine, images, start)
             done += 1
             finished = None
@@ -186,7 +197,7 @@ def _cost(
     it was measured to cost before."""
     cost: dict[str, float] = {}
     for candidate, mine in zip(candidates, taken, strict=True):
-        names = list(candidate.plan.counts)
+        names = candidate.members
         if candidate.guidance == guidance and len(names) == 1 and names[0] not in cost:
             cost[names[0]] = statistics.median(mine.seconds) / candidate.plan.steps
     return {name: seconds / setting.batch for name, seconds in setting.cost.items()} | cost
@@ -202,6 +213,7 @@ class _Measured:
     accuracy: float | None
     accuracy_error: float | None
     seconds: float
+    mean_seam: float | None
 
     @classmethod
     def of(cls, setting: Setting, candidate: Candidate, mine: _Taken) -> _Measured:
@@ -214,15 +226,16 @@ class _Measured:
             None if right is None else float(right.mean()),
             None if right is None else float(resampled_means(right, 100).std(ddof=1)),
             statistics.median(mine.seconds),
+            float(torch.cat(mine.seams).double().mean()) if mine.seams else None,
         )
 
     def point(self, baseline: _Measured, cost: Mapping[str, float]) -> Point:
         """This candidate beside the baseline."""
-        plan = self.candidate.plan
+        seam = self.mean_seam
         return Point(
-            plan=self.candidate.name,
+            plan=self.candidate.name if seam is None else f"{self.candidate.name}; seam {seam:.2f} on average",
             fraction=self.candidate.fraction,
-            steps=plan.steps,
+            steps=self.candidate.plan.steps,
             guidance=self.candidate.guidance,
             distance=self.distance,
             distance_error=float(self.resampled.std(ddof=1)),
@@ -231,18 +244,26 @@ class _Measured:
             accuracy_error=self.accuracy_error,
             ms_per_image=1000 * self.seconds,
             speedup=baseline.seconds / self.seconds,
-            speedup_ideal=ideal_seconds(baseline.candidate.plan, cost) / ideal_seconds(plan, cost),
+            speedup_ideal=baseline.ideal_seconds(cost) / self.ideal_seconds(cost),
         )
+
+    def ideal_seconds(self, cost: Mapping[str, float]) -> float:
+        """What a sample would take on average if stitching cost nothing."""
+        plan = self.candidate.plan
+        if not isinstance(plan, AdaptivePlan):
+            return ideal_seconds(plan, cost)
+        assert self.mean_seam is not None  # an adaptive plan's samples have seams
+        return self.mean_seam * cost[plan.first] + (plan.steps - self.mean_seam) * cost[plan.then]
 
 
 def candidates_of(
-    plans: Sequence[tuple[float | None, Plan]],
+    plans: Sequence[tuple[float | None, Plan | AdaptivePlan]],
     large: str,
     cost: Mapping[str, float],
     guidances: Sequence[float],
 ) -> list[Candidate]:
     """For each guidance the large member alone, the plans, then the large member alone in the time of each of them (in
-    half the steps if none is faster).
+    half the steps if none is faster). What an adaptive plan takes is not known before it is measured: it has none.
 
     plans: each with its fraction, if it is a plain small-first plan. cost: seconds per call of each member.
     """
@@ -250,11 +271,12 @@ def candidates_of(
     for guidance in guidances:
         full = Plan.steps_each({large: plans[0][1].steps})
         stitched = [Candidate(str(plan), fraction, plan, guidance) for fraction, plan in plans]
-        mine = [c for c in stitched if set(c.plan.assignment) == {large} and c.plan.steps == full.steps][:1]
+        mine = [c for c in stitched if c.members == (large,) and c.plan.steps == full.steps][:1]
         mine = mine or [Candidate(str(full), 0.0, full, guidance)]
         mine += [c for c in stitched if c.plan != mine[0].plan]
         alone: list[Candidate] = []
-        times = [round(ideal_seconds(c.plan, cost) / cost[large]) for c in mine[1:]]
+        fixed = [c.plan for c in mine[1:] if isinstance(c.plan, Plan)]
+        times = [round(ideal_seconds(plan, cost) / cost[large]) for plan in fixed]
         for steps in [max(2, n) for n in times if n < full.steps] or [full.steps // 2]:
             if 0 < steps < full.steps and all(steps != other.plan.steps for other in alone):
                 plan = Plan.steps_each({large: steps})

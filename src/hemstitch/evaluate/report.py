@@ -8,7 +8,7 @@ from html import escape
 
 from .curve import Point
 
-_STYLE = """
+STYLE = """
 :root { --ink: #1c2430; --soft: #5b6675; --line: #dfe3e8; --paper: #ffffff; --accent: #1f4e8c; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; color: var(--ink); background: var(--paper);
@@ -25,11 +25,13 @@ tr.base td { font-weight: 600; }
 figure { margin: 0; } figcaption { font-size: .9rem; margin-bottom: .3rem; }
 .plans img { width: 100%; image-rendering: pixelated; border: 1px solid var(--line); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .9rem; }
+pre { font-size: .82rem; line-height: 1.45; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
-def _data(png: bytes) -> str:
+def data_of(png: bytes) -> str:
+    """A PNG as an address that a page holds in itself."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
@@ -77,7 +79,7 @@ def html(
     rows = "".join(_row(p) for p in points)
     figures = "".join(
         f"<figure><figcaption>{escape(_named(p))} <span class=soft>distance {p.distance:.2f}, {p.speedup:.2f}×</span>"
-        f'</figcaption><img alt="samples of {escape(p.plan)}" src="{_data(samples[p.plan])}"></figure>'
+        f'</figcaption><img alt="samples of {escape(p.plan)}" src="{data_of(samples[p.plan])}"></figure>'
         for p in points
         if p.plan in samples
     )
@@ -85,13 +87,13 @@ def html(
     source = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in provenance.items())
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>hemstitch quickstart</title><style>{_STYLE}</style></head><body>
+<title>hemstitch quickstart</title><style>{STYLE}</style></head><body>
 <h1>Two models, one trajectory</h1>
 <p class="soft">hemstitch quickstart: a small DiT takes the first, noisy steps, a larger Switch-DiT the rest. Both were
 trained on scikit-learn's handwritten digits just before this page was made.</p>
 <p>{escape(summary(points))}</p>
 <img alt="Fréchet distance against time per image for stitched plans and for the large model at fewer steps"
- src="{_data(curve_png)}">
+ src="{data_of(curve_png)}">
 <h2>Every plan</h2>
 <div class="scroll"><table><thead><tr><th>plan</th><th>steps</th><th>Fréchet distance</th><th>class<br>accuracy</th>
 <th>ms per<br>image</th><th>speed-up<br>measured</th><th>speed-up<br>ideal</th></tr></thead>

@@ -130,6 +130,11 @@ class Plan:
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> Plan:
         """From a JSON object already read."""
+        if data.get("rule") == "adaptive":
+            raise StitchError(
+                "this is an adaptive plan, whose members every sample finds for itself, and here the member of each "
+                "step is needed beforehand: give a fixed plan (`AdaptivePlan.fixed` makes one of a seam)"
+            )
         if set(data) != {"rule", "steps", "assignment"}:
             raise StitchError(f"a plan has the keys rule, steps, assignment; got {', '.join(sorted(data)) or 'none'}")
         runs = data["assignment"]

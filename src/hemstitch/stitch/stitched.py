@@ -15,6 +15,7 @@ from ..denoiser import Denoiser, Prediction, Spec
 from ..errors import StitchError
 from ..grid import timesteps
 from ..process import Process, handed_back, per_row
+from .adaptive import AdaptivePlan, Watch
 from .plan import Plan
 
 
@@ -26,30 +27,32 @@ class Stitched(Denoiser):
     over at equal log-SNR, rescaled, and the prediction handed back. They must agree on channels, size, classes and
     space: what differs is named when the stitch is built.
 
-    members: names to denoisers. plan: which one runs at which step. process: the process in which the trajectory is
-    sampled; by default that of the plan's last member, which finishes the image. grid: the times of the plan's steps,
-    needed only by callers that ask by time alone (`sample` routes by step).
+    members: names to denoisers. plan: which one runs at which step, or an `AdaptivePlan`, by which every row finds that
+    out for itself. process: the process in which the trajectory is sampled; by default that of the plan's last member,
+    which finishes the image. grid: the times of the plan's steps, needed only by callers that ask by time alone
+    (`sample` routes by step); an adaptive plan cannot be asked so.
     """
 
     def __init__(
         self,
         members: Mapping[str, Denoiser],
-        plan: Plan,
+        plan: Plan | AdaptivePlan,
         *,
         process: Process | None = None,
         grid: str | Sequence[float] | Tensor = "released",
     ) -> None:
-        unknown = [name for name in plan.counts if name not in members]
+        order = [plan.first, plan.then] if isinstance(plan, AdaptivePlan) else plan.assignment
+        unknown = [name for name in dict.fromkeys(order) if name not in members]
         if unknown:
             raise StitchError(f"the plan names {', '.join(unknown)}; the members are {', '.join(members) or 'none'}")
         self.members = dict(members)
         self.plan = plan
         self.spec = _common_spec(self.members)
-        self.process = process or self.members[plan.assignment[-1]].process
+        self.process = process or self.members[order[-1]].process
         self._grid = grid
         self._denoisers = list(self.members.values())
         index = {name: i for i, name in enumerate(self.members)}
-        self._member_K = torch.tensor([index[name] for name in plan.assignment])
+        self._member_K = torch.tensor([index[name] for name in order])
         devices = {str(d.device) for d in self._denoisers}
         if len(devices) > 1:
             raise StitchError(f"members lie on different devices ({', '.join(sorted(devices))}): move them to one")
@@ -58,12 +61,24 @@ class Stitched(Denoiser):
     def device(self) -> torch.device:
         return self._denoisers[0].device
 
-    def route(self, step: Tensor, t: Tensor) -> Tensor:
-        """(B,) member indices at solver steps (B,), on the host."""
-        return self._member_K[step]
+    def route(self, step: Tensor, t: Tensor, watch: Watch | None = None) -> Tensor:
+        """(B,) member indices at solver steps (B,), on the host. watch: the state's, where the plan is adaptive."""
+        if not isinstance(self.plan, AdaptivePlan):
+            return self._member_K[step]
+        if watch is None:
+            raise StitchError(
+                "an adaptive plan is routed by what the state carries: use sample() or generate(), or begin with "
+                "prepare(), move with advance(), and pass state.watch"
+            )
+        return self._member_K[(step >= watch.seam).long()]
 
     def member_at(self, t: Tensor) -> Tensor:
         """(B,) member indices at times (B,): a time belongs to the step with the nearest grid time at or above it."""
+        if isinstance(self.plan, AdaptivePlan):
+            raise StitchError(
+                "under an adaptive plan the time alone does not tell the member, which each trajectory chooses: use "
+                "sample() or generate(), or a fixed Plan"
+            )
         falling_K = timesteps(self.process, self.plan.steps, self._grid)
         rising_K = -falling_K
         step = torch.searchsorted(rising_K, -t.double().cpu() + 1e-9, right=True) - 1

@@ -1,0 +1,345 @@
+"""`hs.search`: members and a budget in, the best plan found and the evidence out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ...bulk.settings import chosen_labels
+from ...denoiser import Denoiser, Guided
+from ...errors import HemstitchError
+from ...evaluate.extractors import Extractor
+from ...evaluate.features import moments_of
+from ...evaluate.frechet import Moments
+from ...evaluate.reference import Source, open_reference
+from ...files import read_json_file, write_text
+from ...grid import timesteps
+from ...identity import identity
+from ...provenance import provenance
+from ...samplers import Sampler, sampler_of
+from ..plan import Plan
+from ..stitched import Stitched
+from .cost import Costs, measure_costs
+from .evidence import Evidence
+from .found import Found, found_of
+from .frontier import Rules
+from .judge import Frechet, Judge, Paired, Pixels
+from .probes import Priced
+from .searching import Question, Search, Turn
+from .store import Store
+from .trunk import Ground
+
+LADDER = (1, 0.8, 0.64, 0.5, 0.4, 0.32)  # of the steps asked for
+EQUAL = 0.9  # of the dearest member's cost: above it there is nothing to trade
+
+
+def search(
+    members: Mapping[str, Denoiser],
+    budget: float | Sequence[float] | None = None,
+    *,
+    milliseconds: float | None = None,
+    reference: Moments | Source | str | None = None,
+    extractor: Extractor | None = None,
+    labels: Sequence[int] | Tensor | str | None = None,
+    steps: int | Sequence[int] = 50,
+    sampler: str | Sampler = "ddim",
+    eta: float = 0.0,
+    guidance: float = 1.0,
+    guidance_channels: int | None = None,
+    guidance_interval: tuple[float, float] | Literal["search"] | None = None,
+    grid: str = "released",
+    seams: int | None = None,
+    samples: int = 768,
+    trajectories: int = 32,
+    batch: int = 64,
+    seed: int | None = 0,
+    seconds: float | None = None,
+    per_sample: bool = False,
+    decode: Callable[[Tensor], Tensor] | None = None,
+    out: str | Path | None = None,
+    progress: Callable[[Turn], None] | None = None,
+) -> Found:
+    """Find which member to run at which step within a latency budget, by measurement on this machine.
+
+    members: names to denoisers, in any order: the dearest, by measured cost, is the one whose quality is wanted.
+    budget: share of its time at all steps, or several; milliseconds: the same as time per image, instead.
+    reference: what samples are measured against, in the features of `extractor`: pictures or statistics as
+        `open_reference` takes them. Without one, plans are ranked by the mean square by which samples differ from the
+        dearest member's of the same seeds (of features, if there is an extractor), which counts any change as a loss.
+    labels: as in bulk sampling: None or "balanced" for all classes in turn, "random", or the classes to use.
+    steps: solver steps of a full trajectory, of which budgets are shares; plans of fewer, down to a third, are tried,
+        too. Several numbers are those to choose among; [50] is 50 alone.
+    sampler, eta, guidance, guidance_channels, grid: as in `sample`. guidance_interval: log-SNR, or "search".
+    seams: changes of member at most; by default 4, or 2 where the sampler remembers its last step, which a seam makes
+        it forget. As many as there are steps is any order.
+    samples: half to choose plans by, growing from an eighth of them, and half, new, to judge what was chosen.
+    trajectories: of the dearest member, on which members are compared step by step.
+    batch: samples at a time; latency is measured at this size. seed: of samples and proposals.
+    seconds: a time bound, within which less is tried and the answer says what was left out.
+    per_sample: compare an `AdaptivePlan` with the best plain fraction, at equal mean cost.
+    decode: latents to images in -1..1. out: a folder where everything measured is kept; the same search goes on there.
+
+    The same seed and costs find the same plan (costs are kept in `out`). Raises HemstitchError for members that cannot
+    be traded, budgets that cannot be met and time too short for one plan.
+    """
+    began = time.perf_counter()
+    solver = sampler_of(sampler, eta)
+    counts = _counts(steps)
+    searched = guidance_interval == "search"
+    interval = None if searched or isinstance(guidance_interval, str) else guidance_interval
+    if isinstance(guidance_interval, str) and not searched:
+        raise HemstitchError(f"guidance_interval is (low, high) log-SNR or 'search', not {guidance_interval!r}")
+    _check(members, counts, solver, guidance, guidance_channels, interval, grid, searched)
+    _check_numbers(samples, batch, trajectories, seams, seconds)
+    if seed is None:
+        raise HemstitchError(
+            "plans are compared on samples of the same seeds, and without a reference with the largest member's of "
+            "those: give seed="
+        )
+    any_member = next(iter(members.values()))
+    drawn = chosen_labels(labels, any_member.spec.num_classes, samples, seed)
+    ground = Ground(members, drawn, solver, guidance, guidance_channels, interval, grid, seed, batch)
+    judge = _judge(reference, extractor, decode, ground)
+    remembers = solver.order > 1 and solver.evaluations == 1
+    seams = (2 if remembers else 4) if seams is None else seams
+    settings = _settings(ground, judge, samples, counts, seams, searched, trajectories)
+    folder = None if out is None else Path(out)
+    spent = _continued(folder, settings)
+    costs = _costs(folder, ground, searched)
+    names = tuple(sorted(members, key=lambda name: costs.ms(name, guidance != 1)))
+    priced = Priced(
+        costs,
+        names,
+        max(counts),
+        lambda count, last: ground.guided(count, members[last].process),
+        solver.evaluations,
+    )
+    budgets = _budgets(budget, milliseconds, priced, counts, batch)
+    question = Question(
+        ground, budgets, counts, Rules(seams, searched), samples, trajectories, seed, seconds, per_sample
+    )
+    kept = None if folder is None else folder / "rows"
+    search = Search(question, priced, Store(ground, judge, priced.full, kept), began=began)
+    search.evidence = _evidence(folder)
+    if remembers:
+        search.notes.append(f"at most {seams} changes of member: the sampler forgets its last step at each")
+    for turn in search.run():
+        if folder is not None and turn.stage == "evidence" and search.evidence is not None:
+            write_text(folder / "evidence.json", json.dumps(search.evidence.to_data()))
+        if folder is not None:
+            write_text(folder / "spent.json", json.dumps({"seconds": spent + time.perf_counter() - began}))
+        if progress is not None:
+            progress(turn)
+    taken = spent + time.perf_counter() - began
+    asked = {
+        "sampler_name": sampler if isinstance(sampler, str) else repr(sampler),
+        "eta": eta,
+        "budgets": list(budgets),
+    }
+    found = found_of(search, settings | asked, provenance(any_member.device), taken)
+    if folder is not None:
+        write_text(folder / "search.json", json.dumps(found.to_data(), indent=1, allow_nan=False))
+    return found
+
+
+def _counts(steps: int | Sequence[int]) -> tuple[int, ...]:
+    """The numbers of steps to choose among, rising: those given, or of a single one a ladder down from it."""
+    if isinstance(steps, int):
+        return tuple(sorted({max(2, round(steps * rung)) for rung in LADDER} | {steps}))
+    return tuple(sorted(set(steps)))
+
+
+def _check(
+    members: Mapping[str, Denoiser],
+    counts: tuple[int, ...],
+    sampler: Sampler,
+    guidance: float,
+    channels: int | None,
+    interval: tuple[float, float] | None,
+    grid: str,
+    searched: bool,
+) -> None:
+    """Raise unless these members can take turns in one trajectory, as asked."""
+    if len(members) < 2:
+        raise HemstitchError(
+            f"a search is among two members or more; got {', '.join(members) or 'none'}: give a cheaper one beside it"
+        )
+    if not counts or counts[0] < 2:
+        raise HemstitchError(f"a plan that is searched has at least 2 steps, not {counts[0] if counts else 'none'}")
+    for last in members:  # in the process of each, since any may end the trajectory
+        model = Stitched(members, Plan.steps_each({last: counts[-1]}))
+        if guidance != 1:
+            Guided(model, guidance, channels, interval)
+        if not isinstance(grid, str):
+            raise HemstitchError("a search takes its grid by name: it tries other numbers of steps, too")
+        timesteps(model.process, counts[-1], grid)
+    if searched and guidance == 1:
+        raise HemstitchError("where to guide is searched only with guidance: give guidance= other than 1")
+    if searched and sampler.evaluations > 1:
+        raise HemstitchError(
+            "this sampler asks at two noise levels a step, of which only one may be guided: search the guidance "
+            "interval with ddim or dpmpp_2m, or give it"
+        )
+
+
+def _check_numbers(samples: int, batch: int, trajectories: int, seams: int | None, seconds: float | None) -> None:
+    if batch < 1 or samples < 2 * batch:
+        raise HemstitchError(
+            f"samples are drawn {batch} at a time, some to choose by and some to judge by: give samples of at least "
+            f"{2 * max(1, batch)}, not {samples}, or a smaller batch"
+        )
+    if batch < 2:
+        raise HemstitchError("a distance is of at least 2 samples: give a batch of 2 or more")
+    if trajectories < 1 or (seams is not None and seams < 0) or (seconds is not None and not seconds > 0):
+        raise HemstitchError("trajectories are at least 1, seams at least 0, seconds above 0")
+
+
+def _judge(
+    reference: Moments | Source | str | None,
+    extractor: Extractor | None,
+    decode: Callable[[Tensor], Tensor] | None,
+    ground: Ground,
+) -> Judge:
+    spec = next(iter(ground.members.values())).spec
+    if reference is not None and extractor is None:
+        raise HemstitchError("a distance to a reference is of features: give an extractor=, or leave out the reference")
+    if extractor is not None and decode is None and spec.channels not in (1, 3):
+        raise HemstitchError(f"samples of {spec.channels} channels are latents: give decode= to make pictures of them")
+    pixels = Pixels(spec, decode)
+    if reference is None or extractor is None:
+        return Paired(pixels, extractor)
+    if isinstance(reference, str):
+        reference = open_reference(reference, grey=spec.channels == 1)
+    if isinstance(reference, Moments):
+        content = hashlib.sha256(reference.mean.tobytes() + reference.covariance.tobytes()).hexdigest()[:12]
+        return Frechet(pixels, extractor, reference, f"moments {content}")
+    return Frechet(pixels, extractor, _moments(reference, extractor), f"{reference.name} {reference.hash[:12]}".strip())
+
+
+def _moments(source: Source, extractor: Extractor) -> Moments:
+    """The reference's: published, of features that are there, or of its pictures."""
+    if source.statistics and "pool" in source.statistics:
+        return source.statistics["pool"]
+    kept = (source.features or {}).get(extractor.name)
+    if kept is not None:
+        return kept.moments("pool")
+    if source.images is None:
+        raise HemstitchError(f"{source.name} has neither pictures nor statistics of {extractor.name}'s features")
+    return moments_of(source.images, extractor)
+
+
+def _settings(
+    ground: Ground,
+    judge: Judge,
+    samples: int,
+    counts: tuple[int, ...],
+    seams: int,
+    searched: bool,
+    trajectories: int,
+) -> dict[str, Any]:
+    """What must be equal for a search to go on in a folder. Budgets and time may differ."""
+    classes = "none" if ground.labels is None else hashlib.sha256(ground.labels.numpy().tobytes()).hexdigest()[:12]
+    return {
+        "members": {name: identity(member) for name, member in ground.members.items()},
+        "judge": judge.hash,
+        "sampler": repr(ground.sampler),
+        "steps": list(counts),
+        "grid": ground.grid,
+        "guidance": ground.guidance,
+        "guidance_channels": ground.guidance_channels,
+        "guidance_interval": "search" if searched else ground.guidance_interval and list(ground.guidance_interval),
+        "labels": classes,
+        "seams": seams,
+        "samples": samples,
+        "batch": ground.batch,
+        "trajectories": trajectories,
+        "seed": ground.seed,
+    }
+
+
+def _continued(folder: Path | None, settings: dict[str, Any]) -> float:
+    """Seconds spent here before. Raises where another search was begun."""
+    if folder is None:
+        return 0.0
+    path = folder / "settings.json"
+    if not path.exists():
+        write_text(path, json.dumps(settings, indent=1))
+        return 0.0
+    before = read_json_file(path)
+    differing = [name for name in settings if before.get(name) != json.loads(json.dumps(settings[name]))]
+    if differing:
+        raise HemstitchError(
+            f"{folder} holds another search, of other {', '.join(differing)}: give another folder, or remove it"
+        )
+    return float(read_json_file(folder / "spent.json")["seconds"]) if (folder / "spent.json").exists() else 0.0
+
+
+def _costs(folder: Path | None, ground: Ground, searched: bool) -> Costs:
+    """Measured once for a search: what is chosen hangs on them."""
+    path = None if folder is None else folder / "costs.json"
+    modes = [False, True] if searched or ground.guidance_interval is not None else [ground.guidance != 1]
+    if path is not None and path.exists():
+        return Costs.from_data(read_json_file(path))
+    costs = measure_costs(
+        ground.members,
+        batch=ground.batch,
+        guided=modes,
+        sampler=ground.sampler,
+        guidance=ground.guidance,
+        guidance_channels=ground.guidance_channels,
+    )
+    if path is not None:
+        write_text(path, json.dumps(costs.to_data(), indent=1))
+    return costs
+
+
+def _evidence(folder: Path | None) -> Evidence | None:
+    path = None if folder is None else folder / "evidence.json"
+    return None if path is None or not path.exists() else Evidence.from_data(read_json_file(path))
+
+
+def _budgets(
+    budget: float | Sequence[float] | None,
+    milliseconds: float | None,
+    priced: Priced,
+    counts: tuple[int, ...],
+    batch: int,
+) -> tuple[float, ...]:
+    """Shares of the dearest member's time, checked against what the members cost."""
+    if (budget is None) == (milliseconds is None):
+        raise HemstitchError(
+            "say how long sampling may take: budget= (a share of the largest member's time) or milliseconds="
+        )
+    small, large = priced.names[0], priced.largest
+    of_small, of_large = (priced.ms(priced.candidate(Plan.steps_each({n: min(counts)}))) for n in (small, large))
+    if of_small > EQUAL * of_large:
+        raise HemstitchError(
+            f"{small} and {large} cost about the same ({of_small / min(counts) / batch:.3g} and "
+            f"{of_large / min(counts) / batch:.3g} ms per image and step): there is no time to be had by stitching them"
+        )
+    full = priced.ms(priced.full)
+    if milliseconds is not None:
+        budget = milliseconds * batch / full
+    asked = tuple(budget) if isinstance(budget, Sequence) else (float(budget),) if budget is not None else ()
+    least, half = of_small / full, max(2, min(counts) // 2)
+    for share in asked:
+        if not (isinstance(share, int | float) and math.isfinite(share)) or share > 1 + 1e-9:
+            raise HemstitchError(
+                f"a budget is a share of the time of {large} at {priced.steps} steps "
+                f"({full / batch:.3g} ms per image), at most 1; got {share:.4g}"
+            )
+        if share < least:
+            raise HemstitchError(
+                f"a budget of {share:.4g} is below the cheapest plan, {small} alone at {min(counts)} steps, which "
+                f"takes {least:.4g} of the time: raise it, or let fewer steps be searched, as steps={[half, *counts]}"
+            )
+    if not asked:
+        raise HemstitchError("at least one budget")
+    return asked

@@ -1,0 +1,177 @@
+"""A search as a page: what was found, what it was judged beside, and the evidence. One HTML file that opens offline.
+
+Shape suffixes: O options, S steps.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from ...errors import MissingExtraError
+from ...evaluate.report import STYLE, data_of
+from .found import Found, Point
+from .picture import Dot, frontier_png, plans_png
+from .picture import Kind as Look
+
+_LOOK: dict[str, Look] = {
+    "largest": "largest",
+    "alone": "cheapest",
+    "fraction": "fraction",
+    "fewer steps": "fewer steps",
+    "probe": "other",
+    "found": "other",
+}
+
+
+def pictures(found: Found) -> dict[str, bytes]:
+    """The PNGs of a search, by file name."""
+    chosen = [result.found for result in found.results]
+    dots = [_dot(point, "found" if point in chosen else _LOOK[point.kind]) for point in found.points]
+    budgets = [result.budget for result in found.results]
+    names = list(dict.fromkeys(entry.member for entry in found.costs.entries))
+    title = f"{', '.join(names)}: distance against time"
+    frontier = [(ahead.share, ahead.expected) for ahead in found.frontier]
+    return {
+        "frontier.png": frontier_png(dots, frontier, budgets, title, found.unit),
+        "plans.png": plans_png([(_label(found, point), point.plan) for point in _shown(found)], names),
+        "evidence.png": evidence_png(found),
+    }
+
+
+def _dot(point: Point, look: Look) -> Dot:
+    measured = point.judged or point.chosen_by
+    label = f"{point.plan.steps} steps" if look == "fewer steps" else str(point.plan) if look == "found" else ""
+    if look == "fraction":
+        label = f"{point.plan.counts[point.plan.assignment[0]] / point.plan.steps:.2g}"
+    return Dot(look, label, point.share, measured.distance, measured.half_width)
+
+
+def _shown(found: Found) -> list[Point]:
+    """The finalists and the ten plans expected to be best, by share."""
+    finalists = [point for point in found.points if point.judged is not None]
+    others = sorted((p for p in found.points if p.judged is None), key=lambda p: p.expected)[:10]
+    return sorted([*finalists, *others], key=lambda p: p.share)
+
+
+def _label(found: Found, point: Point) -> str:
+    mark = " (found)" if point in [result.found for result in found.results] else ""
+    return f"{point.share:.2f}: {(point.judged or point.chosen_by).distance:.3g}{mark}"
+
+
+def evidence_png(found: Found) -> bytes:
+    """By step: what members say otherwise, how much that moves the finished sample, and what was learned."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("matplotlib", "report") from None
+    evidence = found.evidence
+    steps = range(evidence.x0.shape[1])
+    figure = Figure(figsize=(10, 6.4), dpi=130, layout="constrained")
+    (apart, gain), (effect, learned) = figure.subplots(2, 2)
+    panels = (
+        (apart, evidence.eps, "Disagreement about the noise, RMS", True),
+        (effect, evidence.effect, "Mean square by which the sample would move", True),
+        (learned, found.learned.T, "Learned: what the step adds to the distance", False),
+    )
+    for axes, values_OS, title, logarithmic in panels:
+        for option, values_S in zip(evidence.options, values_OS, strict=True):
+            if not values_S.any():  # what the largest member does adds nothing
+                continue
+            name = option.member if len({o.guided for o in evidence.options}) == 1 else _called(option)
+            axes.plot(steps, values_S, label=name, linewidth=1.6)
+        if logarithmic:
+            axes.set_yscale("log")
+        else:
+            axes.axhline(0, color="#999999", linewidth=0.8)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.legend(frameon=False, fontsize=8)
+    gain.plot(steps, evidence.gain, color="#555555", linewidth=1.6)
+    gain.set_title("Growth of a change made at this step, to the end", fontsize=10, loc="left")
+    gain.set_yscale("log")
+    for axes in (apart, gain, effect, learned):
+        axes.set_xlabel("step (noisiest first)", fontsize=9)
+        axes.grid(True, color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def _called(option: Any) -> str:
+    return f"{option.member}, {'guided' if option.guided else 'unguided'}"
+
+
+def command(found: Found, members: Sequence[str], path: Any) -> str:
+    """How to sample with what was found."""
+    settings = found.settings
+    words = ["hemstitch sample", *members, f"--plan {path}", f"--sampler {settings['sampler_name']}"]
+    if settings["guidance"] != 1:
+        words.append(f"--guidance {settings['guidance']:g}")
+        interval = found.guidance_interval or settings["guidance_interval"]
+        if interval is not None and interval != "search":
+            words.append("--guidance-interval {:.6g} {:.6g}".format(*interval))
+    if settings["guidance_channels"] is not None:
+        words.append(f"--guidance-channels {settings['guidance_channels']}")
+    if settings["grid"] != "released":
+        words.append(f"--grid {settings['grid']}")
+    if settings["eta"]:
+        words.append(f"--eta {settings['eta']:g}")
+    return " ".join(words)
+
+
+def spent(found: Found) -> str:
+    """What the search cost, and what it left out."""
+    notes = "".join(f" {note[0].upper()}{note[1:]}." for note in found.notes)
+    return (
+        f"{len(found.points)} plans tried in {found.seconds:.0f} s, the time of {found.images:.0f} samples of the "
+        f"largest member alone.{notes}"
+    )
+
+
+def html(found: Found) -> str:
+    """The page."""
+    images = {name: data_of(png) for name, png in pictures(found).items()}
+    verdicts = "".join(f"<p>{escape(part)}</p>" for part in found.verdict.split("\n\n"))
+    rows = "".join(_row(found, point) for point in found.points)
+    settings = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in found.settings.items())
+    source = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in found.provenance.items())
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>hemstitch search</title><style>{STYLE}</style></head><body>
+<h1>Which model at which step</h1>
+{verdicts}
+<p class="soft">{escape(spent(found))}</p>
+<img alt="distance against share of the time, of every plan that was tried" src="{images["frontier.png"]}">
+<h2>Every plan that was tried</h2>
+<div class="scroll"><table><thead><tr><th>plan</th><th>kind</th><th>share of<br>the time</th><th>ms per<br>image</th>
+<th>distance</th><th>gap to the<br>largest</th><th>samples</th><th>expected</th></tr></thead>
+<tbody>{rows}</tbody></table></div>
+<p class="soft">Distance: {escape(found.unit)}, ± half of its 95 % interval, lower is better; of finalists (bold) on
+samples that chose none of them, of others on those that plans were chosen by, where few samples raise a Fréchet
+distance. Expected: from all plans together, as a sum over steps. Time is the sum of the members' own measured cost.</p>
+<img alt="plans as strips of steps" src="{images["plans.png"]}">
+<h2>The evidence, step by step</h2>
+<p class="soft">On {found.evidence.samples} trajectories of the largest member every other was asked at every step.
+Last panel: what all measured plans together say that a step costs; below zero, the other member does better.</p>
+<img alt="disagreement, gain, effect and learned terms by step" src="{images["evidence.png"]}">
+<h2>What members cost</h2><pre class="scroll">{escape(str(found.costs))}</pre>
+<h2>Settings</h2><dl>{settings}</dl>
+<h2>Provenance</h2><dl>{source}</dl>
+</body></html>
+"""
+
+
+def _row(found: Found, point: Point) -> str:
+    shown = point.judged or point.chosen_by
+    mark = ' class="base"' if point.judged else ""
+    kind = "found" if point in [r.found for r in found.results] else "proposed" if point.kind == "found" else point.kind
+    guided = "" if point.guidance_interval is None else " guided {:.2g}..{:.2g}".format(*point.guidance_interval)
+    return (
+        f"<tr{mark}><td>{escape(str(point.plan))}{escape(guided)}</td><td>{kind}</td><td>{point.share:.3f}</td>"
+        f"<td>{point.ms_per_image:.3f}</td><td>{shown.distance:.3g} ± {shown.half_width:.2g}</td>"
+        f"<td>{shown.gap:+.3g} ± {shown.gap_half_width:.2g}</td><td>{shown.samples}</td>"
+        f"<td>{point.expected:.3g}</td></tr>"
+    )
