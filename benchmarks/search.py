@@ -177,8 +177,8 @@ def find(trial: Trial, folder: Path) -> None:
             steps=steps,
             reference=reference,
             extractor=extractor,
-            batch=BATCH,
-            samples=12 * BATCH if len(budgets) > 1 else 6 * BATCH,
+            batch=BATCH if len(budgets) > 1 else 64,
+            samples=12 * BATCH if len(budgets) > 1 else 512,
             out=out,
         )
         write_text(out / "report.html", html(found))

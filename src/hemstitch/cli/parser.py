@@ -156,7 +156,7 @@ def parser_of() -> argparse.ArgumentParser:
     search.add_argument("--budget", help="share of the dearest member's time; several with commas between (0.6,0.4)")
     search.add_argument("--milliseconds", type=float, help="the same as time per image, instead")
     search.add_argument("--steps", default="50", help="solver steps at most; several with commas, to choose among (50)")
-    search.add_argument("--samples", type=int, default=768, help="half to choose by, half to judge by (768)")
+    search.add_argument("--samples", type=int, default=512, help="half to choose by, half to judge by (512)")
     search.add_argument("--batch", type=int, default=64, help="samples at a time, and what latency is measured at (64)")
     search.add_argument("--trajectories", type=int, default=32, help="on which members are compared by step (32)")
     search.add_argument("--labels", help="balanced, random, or classes repeated as needed (balanced)")

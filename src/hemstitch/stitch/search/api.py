@@ -56,7 +56,7 @@ def search(
     guidance_interval: tuple[float, float] | Literal["search"] | None = None,
     grid: str = "released",
     seams: int | None = None,
-    samples: int = 768,
+    samples: int = 512,
     trajectories: int = 32,
     batch: int = 64,
     seed: int | None = 0,
@@ -294,6 +294,7 @@ def _costs(folder: Path | None, ground: Ground, searched: bool) -> Costs:
         sampler=ground.sampler,
         guidance=ground.guidance,
         guidance_channels=ground.guidance_channels,
+        seconds=3.0,
     )
     if path is not None:
         write_text(path, json.dumps(costs.to_data(), indent=1))

@@ -23,7 +23,7 @@ from ...samplers import State
 from .frontier import Floats, Option
 from .trunk import Ground, Root
 
-ANCHORS = 8
+ANCHORS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +71,6 @@ class Evidence:
 def anchors_of(steps: int) -> list[int]:
     """The steps at which the gain is measured: the first, the last, and others evenly between."""
     return sorted({round(i) for i in np.linspace(0, steps - 1, min(ANCHORS, steps))})
-
-
-def calls(steps: int, options: int) -> tuple[int, int]:
-    """(steps of each option, steps of the largest) that measuring takes, of one batch."""
-    return steps, steps * options + sum(steps - 1 - a for a in anchors_of(steps)) - steps * (options - 1)
 
 
 def measured(

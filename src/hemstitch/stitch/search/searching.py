@@ -23,7 +23,7 @@ from .surrogate import Belief, Measured, Terms, learned
 from .trunk import Candidate, Ground, edges
 
 EXPLORE = 3  # rounds of proposals
-KEPT = (6, 3)  # contenders for a budget that go on to more samples
+KEPT = (5, 3)  # contenders for a budget that go on to more samples
 SHARE_OF_EVIDENCE = 0.15  # of a time bound
 
 
@@ -331,7 +331,7 @@ class Search:
         found: dict[Candidate, None] = {}
         for budget in self.question.budgets:
             ranked = sorted(self._within(budget), key=belief.expected)
-            plain = [c for c in ranked if self._plain(c)][:2]
+            plain = [c for c in ranked if self._plain(c)][: 2 if kept > 3 else 1]
             fewer = [c for c in ranked if self.kinds[c] == "fewer steps"][:1]
             found |= dict.fromkeys([*ranked[:kept], *plain, *fewer])
         return list(found)

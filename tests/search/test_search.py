@@ -1,0 +1,321 @@
+"""The search against members of which the best plan is known, and what is kept, refused and left out."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+
+import hemstitch as hs
+from hemstitch import HemstitchError, NetConfig, NetDenoiser, Plan, Process, Spec, Stitched, build, generate
+from hemstitch.denoiser import Denoiser, Prediction
+from hemstitch.evaluate.extractors import wrapped
+from hemstitch.evaluate.frechet import Moments
+from hemstitch.grid import timesteps
+from hemstitch.process import per_row
+from hemstitch.stitch.search import api, report
+from hemstitch.stitch.search.cost import Cost, Costs
+from hemstitch.stitch.search.frontier import Option
+from hemstitch.stitch.search.trunk import Candidate, Ground, sampled
+
+PROCESS = Process("linear")
+SPEC = Spec(1, 4)
+
+
+class Normal(Denoiser):
+    """The posterior mean of unit-normal pixels about a mean, and off by `wrong` where the log-SNR is within `where`."""
+
+    def __init__(self, name, wrong=0.0, where=(-99.0, 99.0), spec=SPEC, takes=0.0):
+        self.process, self.spec, self.identity = PROCESS, spec, f"{name} {wrong} {where}"
+        self.wrong, self.where, self.takes = wrong, where, takes
+
+    device = torch.device("cpu")
+
+    def __call__(self, x, t, cond=None, *, member=None):
+        time.sleep(self.takes)
+        alpha, sigma = (per_row(v, x) for v in self.process.alpha_sigma(t))
+        x0 = alpha * 0.25 * x / (alpha**2 * 0.25 + sigma**2)
+        log_snr = self.process.log_snr(t)
+        off = ((log_snr >= self.where[0]) & (log_snr <= self.where[1])).double() * self.wrong
+        x0 = x0 + per_row(off, x)
+        return Prediction(x0, (x - alpha * x0) / sigma)
+
+
+EARLY, LATE = (-99.0, -1.0), (-1.0, 99.0)
+
+
+@pytest.fixture
+def priced(monkeypatch):
+    """Costs that a test sets, by member: milliseconds of a batch, twice that where guided."""
+    table = {"small": 1.0, "middle": 2.5, "large": 5.0}
+
+    def fixed(members, *, batch, guided, **more):
+        entries = [Cost(n, g, table[n] * (1 + g), 0.01, None, 0) for g in guided for n in members]
+        return Costs("CPU of a test", "float32", 1, batch, "ddim", tuple(entries), "now")
+
+    monkeypatch.setattr(api, "measure_costs", fixed)
+    return table
+
+
+def looked_for(members, budget=0.6, **more):
+    options = {"steps": [12], "samples": 64, "batch": 8, "trajectories": 8}
+    return hs.search(members, budget, **options | more)
+
+
+@pytest.mark.parametrize("where", [LATE, EARLY])  # LATE: small may go first, T-Stitch's case; EARLY: it may go last
+def test_finds_the_order_that_loses_nothing(priced, where):
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, where)}
+    log_snr = PROCESS.log_snr(timesteps(PROCESS, 12)).tolist()
+    needed = ["large" if where[0] <= v <= where[1] else "small" for v in log_snr]
+    budget = sum(5 if name == "large" else 1 for name in needed) / 60
+    found = looked_for(members, budget)
+    assert list(found.plan.assignment) == needed
+    assert found.results[0].found.judged.gap == pytest.approx(0, abs=1e-9)
+    if where is EARLY:
+        fraction = found.results[0].fraction.judged
+        assert fraction.gap > 10 * fraction.gap_half_width
+        assert "plain fraction" in found.verdict
+        assert ": better" in found.verdict
+
+
+def test_a_plain_fraction_is_said_to_be_as_good(priced):
+    found = looked_for({"large": Normal("large"), "small": Normal("small", 0.4, LATE)})
+    assert "is a plain fraction" in found.verdict or "A plain fraction is as good" in found.verdict
+
+
+def test_three_members_and_several_budgets(priced):
+    """The middle one is right where the small one is wrong, but for the end."""
+    members = {
+        "small": Normal("small", 0.5, (-2.0, 99.0)),
+        "middle": Normal("middle", 0.5, (3.0, 99.0)),
+        "large": Normal("large"),
+    }
+    found = looked_for(members, [0.45, 0.8], samples=96)
+    low, high = (result.found for result in found.results)
+    assert low.share <= 0.45
+    assert high.share <= 0.8
+    assert high.judged.distance <= low.judged.distance + 1e-9
+    assert set(low.plan.counts) == {"small", "middle", "large"}
+    assert low.judged.distance <= min(p.judged.distance for p in found.points if p.judged and p.share <= 0.45) + 1e-9
+    assert [a.share for a in found.frontier] == sorted(a.share for a in found.frontier)
+
+
+def test_the_expected_order_is_the_measured_one(priced):
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, LATE)}
+    found = looked_for(members)
+    first = [found.expected_gap(Plan.steps_each({"small": k, "large": 12 - k})) for k in (6, 8, 10, 12)]
+    assert first == sorted(first)
+    assert found.expected_gap(Plan.steps_each({"large": 6, "small": 6})) > first[0]
+
+
+FEATURES = wrapped(lambda images: images.float().flatten(1)[:, :8] / 64, "eight pixels")
+
+
+def test_frechet_distance_to_a_reference(priced):
+    """A small member that is wrong at the end; the reference is what the large one makes."""
+    members = {"large": Normal("large"), "small": Normal("small", 1.0, LATE)}
+    x = generate(members["large"], num=400, steps=12, seeds=[(9, i) for i in range(400)])
+    from hemstitch.stitch.search.judge import Pixels
+
+    reference = Moments.of(FEATURES(Pixels(SPEC)(x))["pool"])
+    found = looked_for(members, reference=reference, extractor=FEATURES, samples=128, batch=16)
+    assert "Fréchet" in found.unit
+    log_snr = PROCESS.log_snr(timesteps(PROCESS, 12)).tolist()
+    wrong = [v for v, name in zip(log_snr, found.plan.assignment, strict=True) if name == "small" and v >= LATE[0] + 1]
+    assert not wrong, str(found.plan)
+
+
+def comparable(found):
+    data = found.to_data()
+    for volatile in ("seconds", "images_of_the_largest", "provenance"):
+        data.pop(volatile)
+    return json.loads(json.dumps(data))
+
+
+def test_deterministic_and_resumed_where_it_stopped(priced, tmp_path, monkeypatch):
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, EARLY)}
+    whole = comparable(looked_for(members))
+    assert comparable(looked_for(members)) == whole
+    for stop in (1, 4, 9):
+        turns = iter(range(stop))
+
+        def broken_off(turn, turns=turns):
+            if next(turns, None) is None:
+                raise KeyboardInterrupt
+
+        out = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            looked_for(members, out=out, progress=broken_off)
+        assert comparable(looked_for(members, out=out)) == whole
+    monkeypatch.setattr("hemstitch.stitch.search.store.sampled", None)  # all of it is there
+    assert comparable(looked_for(members, out=out)) == whole
+
+
+def test_damaged_rows_are_sampled_again(priced, tmp_path):
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, EARLY)}
+    whole = comparable(looked_for(members, out=tmp_path / "s"))
+    paths = sorted((tmp_path / "s" / "rows").glob("*.safetensors"))
+    paths[0].write_bytes(paths[0].read_bytes()[:40])
+    paths[1].unlink()
+    assert comparable(looked_for(members, out=tmp_path / "s")) == whole
+
+
+def test_another_search_in_the_same_folder_is_refused(priced, tmp_path):
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, EARLY)}
+    looked_for(members, out=tmp_path / "s")
+    with pytest.raises(HemstitchError, match="of other seed"):
+        looked_for(members, out=tmp_path / "s", seed=1)
+    looked_for(members, 0.8, out=tmp_path / "s")  # another budget goes on with what is there
+
+
+def test_fewer_steps_are_tried_unless_the_number_is_fixed(priced):
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, LATE)}
+    steps = {p.plan.steps for p in looked_for(members, 0.5, steps=12).points}
+    assert len(steps) > 2
+    only = {p.plan.steps for p in looked_for(members, 0.5).points if p.kind != "fewer steps"}
+    assert only == {12}
+
+
+def network(seed, width):
+    torch.manual_seed(seed)
+    net = build(NetConfig("dit", 4, 1, 2, width, 2, 2, 3, learned_variance=False))
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return NetDenoiser(net.eval(), PROCESS, Spec(1, 4, 3, null_label=True))
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return {"small": network(0, 8), "large": network(1, 16)}
+
+
+def test_searched_guidance_is_what_sampling_with_its_interval_gives(priced, networks):
+    found = looked_for(networks, 0.5, guidance=3.0, guidance_interval="search", steps=[6], samples=32)
+    point = found.results[0].found
+    assert point.share <= 0.5
+    chosen = {p.guidance_interval for p in found.points}
+    assert len(chosen) > 1  # more than guidance everywhere was tried
+    with_interval = next(p for p in found.points if p.guidance_interval is not None)
+    marks = marks_of(with_interval)
+    assert 0 <= sum(marks) < 6
+    ground = Ground(networks, torch.arange(8) % 3, api.sampler_of("ddim"), guidance=3.0, batch=8)
+    ((_, x),) = sampled(ground, [Candidate(with_interval.plan, marks)], range(8))
+    interval = {"guidance": 3.0, "guidance_interval": with_interval.guidance_interval}
+    assert torch.equal(x, generate(Stitched(networks, with_interval.plan), [i % 3 for i in range(8)], **interval))
+
+
+def marks_of(point):
+    low, high = point.guidance_interval
+    log_snr = PROCESS.log_snr(timesteps(PROCESS, point.plan.steps))
+    return tuple(bool(low <= v <= high) for v in log_snr.tolist())
+
+
+def test_guidance_asked_for_in_an_interval_is_kept(priced, networks):
+    found = looked_for(networks, 0.8, guidance=3.0, guidance_interval=(-2.0, 2.0), steps=[6], samples=32)
+    assert {p.guidance_interval for p in found.points} == {None}
+    full = next(p for p in found.points if p.kind == "largest")
+    guided = sum(marks_of(type(full)(**{**vars(full), "guidance_interval": (-2.0, 2.0)})))
+    assert 0 < guided < 6
+    assert full.ms_per_image * 8 == pytest.approx(5 * (6 + guided))
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m", "heun", "euler"])
+def test_every_sampler(priced, networks, sampler):
+    found = looked_for(networks, 0.7, sampler=sampler, steps=[6], samples=32)
+    runs = 1 + sum(a != b for a, b in zip(found.plan.assignment, found.plan.assignment[1:], strict=False))
+    assert runs <= (3 if sampler == "dpmpp_2m" else 5)
+    assert any("changes of member" in note for note in found.notes) == (sampler == "dpmpp_2m")
+
+
+def test_seams_are_limited(priced):
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, (-3.0, 1.0))}
+    for seams in (0, 1, 2):
+        found = looked_for(members, 0.7, seams=seams)
+        proposed = [p.plan for p in found.points if p.kind == "found"]
+        assert all(sum(a != b for a, b in zip(p.assignment, p.assignment[1:], strict=False)) <= seams for p in proposed)
+
+
+def test_a_seam_for_each_sample_at_equal_mean_cost(priced, networks):
+    found = looked_for(networks, 0.6, per_sample=True, samples=64, steps=[8])
+    (trial,) = found.per_sample
+    seam = trial.fixed.plan.counts["small"]
+    assert trial.mean_seam == pytest.approx(seam, abs=1.0)
+    assert len(trial.tried) == 3
+    assert trial.score.resampled == trial.fixed_score.resampled
+    assert "for each sample" in found.verdict
+
+
+def test_short_of_time_it_tries_less_and_says_so(priced):
+    slow = {"large": Normal("large", takes=0.004), "small": Normal("small", 0.4, EARLY, takes=0.001)}
+    with pytest.raises(HemstitchError, match="too short"):
+        looked_for(slow, seconds=0.01)
+    found = looked_for(slow, seconds=1.5)
+    assert any("for want of time" in note for note in found.notes)
+    assert found.results[0].found.judged is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0.1}, "below the cheapest plan, small alone"),
+        ({"budget": 1.2}, "at most 1"),
+        ({"budget": float("nan")}, "at most 1"),
+        ({"budget": []}, "at least one budget"),
+        ({"budget": None}, "say how long"),
+        ({"milliseconds": 3.0}, "say how long"),
+        ({"seed": None}, "give seed="),
+        ({"steps": 1}, "at least 2 steps"),
+        ({"steps": [12, 2000]}, "2000 steps"),
+        ({"samples": 8}, "samples of at least 16"),
+        ({"batch": 1, "samples": 8}, "batch of 2"),
+        ({"sampler": "magic"}, "sampler is one of"),
+        ({"grid": "magic"}, "grid is one of"),
+        ({"guidance": 2.0}, "unconditional"),
+        ({"guidance_interval": "search"}, "only with guidance"),
+        ({"guidance_interval": "here"}, "or 'search'"),
+        ({"reference": "digits:all"}, "extractor="),
+        ({"seconds": 0}, "above 0"),
+        ({"seams": -1}, "at least 0"),
+    ],
+)
+def test_refusals(priced, options, message):
+    members = {"large": Normal("large"), "small": Normal("small", 0.4)}
+    with pytest.raises(HemstitchError, match=message):
+        looked_for(members, **{"budget": 0.6} | options)
+
+
+def test_members_that_cannot_be_traded(priced):
+    with pytest.raises(HemstitchError, match="two members or more; got large"):
+        looked_for({"large": Normal("large")})
+    with pytest.raises(HemstitchError, match="channels"):
+        looked_for({"large": Normal("large"), "small": Normal("small", spec=Spec(3, 4))})
+    priced["small"] = 4.9
+    with pytest.raises(HemstitchError, match="cost about the same"):
+        looked_for({"large": Normal("large"), "small": Normal("small")})
+
+
+def test_the_dearest_is_the_reference_whatever_it_is_called(priced):
+    priced |= {"small": 9.0, "large": 1.0}
+    found = looked_for({"small": Normal("a"), "large": Normal("b", 0.3, LATE)})
+    assert found.points[-1].plan == Plan.steps_each({"small": 12})
+    assert found.evidence.effect[found.evidence.options.index(Option("small", False))].sum() == 0
+
+
+def test_milliseconds_are_a_budget(priced):
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, LATE)}
+    by_time = looked_for(members, None, milliseconds=0.6 * 5 * 12 / 8)
+    assert by_time.plan == looked_for(members, 0.6).plan
+
+
+def test_page_and_pictures(priced, networks):
+    pytest.importorskip("matplotlib")
+    found = looked_for(networks, 0.6, per_sample=True, samples=48, steps=[8])
+    page = report.html(found)
+    assert all(f">{point.plan}<" in page.replace("</td>", "<") for point in found.points)
+    assert 'src="data:image/png' in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert set(report.pictures(found)) == {"frontier.png", "plans.png", "evidence.png"}
+    assert "--plan p.json --sampler ddim" in report.command(found, ["a=b"], "p.json")
