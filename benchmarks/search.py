@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
 import hemstitch as hs
@@ -36,16 +37,18 @@ from hemstitch.evaluate.extractors import SmallClassifier
 from hemstitch.evaluate.features import moments_of
 from hemstitch.evaluate.images import TensorImages
 from hemstitch.evaluate.score import Score, compared
-from hemstitch.files import read_json_file, write_bytes, write_text
+from hemstitch.files import read_json_file, save_tensors, write_atomic, write_bytes, write_text
 from hemstitch.models.config import NetConfig
 from hemstitch.process import Process
 from hemstitch.provenance import provenance
 from hemstitch.recipe import DataRecipe, Recipe, TrainRecipe
 from hemstitch.run import Run
 from hemstitch.samplers import SAMPLERS
+from hemstitch.stitch.adaptive import AdaptivePlan
 from hemstitch.stitch.orders import ORDERS, ordered
 from hemstitch.stitch.search.cost import Costs, measure_costs
 from hemstitch.stitch.search.judge import Frechet, Pixels
+from hemstitch.stitch.search.per_sample import compare, rows_of
 from hemstitch.stitch.search.picture import Dot, Kind, frontier_png
 from hemstitch.stitch.search.probes import Priced, fewer_steps, is_plain, smallest_fraction
 from hemstitch.stitch.search.report import html
@@ -56,6 +59,8 @@ from hemstitch.train.fit import fit
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NUM, SEEDS, BATCH = 5_000, (101, 102, 103), 125
+CHUNKS = range(NUM // BATCH)
+PER_SAMPLE = (0.4, 0.6, 0.8)  # budgets at which a seam for each sample is tried
 RANDOM = 12  # pairs of plans that neither a reader nor a search would choose, for the rank correlation
 
 
@@ -249,12 +254,14 @@ def plans(trial: Trial, folder: Path, priced: Priced) -> dict[str, list[hs.Plan]
     }
 
 
-def stage(trial: Trial, folder: Path, seed: int, priced: Priced, members: dict[str, Denoiser]) -> Store:
+def stage(
+    trial: Trial, folder: Path, seed: int, priced: Priced, members: dict[str, Denoiser], name: str = "measured"
+) -> Store:
     """Where the samples of one seed are kept."""
     extractor = SmallClassifier(folder / "classifier.safetensors")
     ground = Ground(members, torch.arange(NUM) % 10, SAMPLERS["ddim"], seed=seed, batch=BATCH)
     judge = Frechet(Pixels(members["large"].spec), extractor, moments_of(trial.reference(), extractor), "reference")
-    return Store(ground, judge, priced.full, folder / "measured" / str(seed))
+    return Store(ground, judge, priced.full, folder / name / str(seed))
 
 
 def prices(trial: Trial, folder: Path) -> Priced:
@@ -275,11 +282,34 @@ def measure(trial: Trial, folder: Path, seeds: Sequence[int]) -> None:
     for seed in seeds:
         store = stage(trial, folder, SEEDS[seed], priced, members)
         began = time.perf_counter()
-        for chunk in range(NUM // BATCH):
+        for chunk in CHUNKS:
             store.sample(wanted, chunk)
             if chunk % 8 == 7:
                 taken = time.perf_counter() - began
                 print(f"seed {seed}: {len(wanted)} plans, {(chunk + 1) * BATCH} images, {taken:.0f} s", flush=True)
+
+
+def per_sample(trial: Trial, folder: Path, seeds: Sequence[int]) -> None:
+    """A seam for each sample beside plain fractions of equal mean cost: calibrated on seed 7, then sampled afresh."""
+    members, priced = loaded(trial, folder), prices(trial, folder)
+    for budget in PER_SAMPLE:
+        plan = smallest_fraction(priced, priced.names[0], budget)
+        assert plan is not None  # of these budgets there is one
+        path = folder / "per-sample" / f"{budget}.json"
+        if not path.exists():
+            store = stage(trial, folder, 7, priced, members, "calibration")
+            for chunk in range(8):
+                store.sample([priced.candidate(plan)], chunk)
+            chosen = compare(store, priced.candidate(plan), range(8), range(8))
+            write_text(path, json.dumps({"plan": json.loads(chosen.plan.to_json()), "tried": chosen.tried}))
+        adaptive = AdaptivePlan.from_data(read_json_file(path)["plan"])
+        for seed in seeds:
+            rows_path = folder / "per-sample" / f"{budget}-{SEEDS[seed]}.safetensors"
+            if not rows_path.exists():
+                features, seams = rows_of(stage(trial, folder, SEEDS[seed], priced, members), adaptive, CHUNKS)
+                tensors = {"rows": features, "seams": seams}
+                write_atomic(rows_path, lambda aside, tensors=tensors: save_tensors(aside, tensors))
+                print(f"a seam for each sample, budget {budget}, seed {seed}", flush=True)
 
 
 # What came out
@@ -321,7 +351,7 @@ def rows(trial: Trial, folder: Path, priced: Priced) -> dict[tuple[str, ...], Ro
         for plan in group:
             if plan.assignment not in found:
                 candidate = priced.candidate(plan)
-                scores = [store.score(candidate, range(NUM // BATCH)) for store in stores]
+                scores = [store.score(candidate, CHUNKS) for store in stores]
                 values = [score.value for score in scores]
                 found[plan.assignment] = Row(plan, why, priced.share(candidate), pooled(scores), values)
     return found
@@ -394,6 +424,28 @@ def saved(
     return savings
 
 
+def adaptives(
+    budget: float, trial: Trial, folder: Path, priced: Priced, measured: dict[tuple[str, ...], Row]
+) -> dict[str, Any]:
+    """A seam for each sample against the plain fraction of this budget, at equal mean cost."""
+    store = stage(trial, folder, SEEDS[0], priced, loaded(trial, folder))
+    fixed = smallest_fraction(priced, priced.names[0], budget)
+    assert fixed is not None  # it was sampled
+    kept = [load_file(folder / "per-sample" / f"{budget}-{seed}.safetensors") for seed in SEEDS]
+    scores = [store.judge.score(tensors["rows"]) for tensors in kept]
+    other = measured[fixed.assignment]
+    told = compared(pooled(scores), other.score)
+    return read_json_file(folder / "per-sample" / f"{budget}.json") | {
+        "budget": budget,
+        "distance": pooled(scores).value,
+        "mean_seam": float(torch.cat([t["seams"] for t in kept]).double().mean()),
+        "fixed": other.to_data(),
+        "gap": told.gap,
+        "half_width": told.half_width,
+        "said": told.said,
+    }
+
+
 def report(name: str, trial: Trial, folder: Path, results: Path) -> None:
     priced = prices(trial, folder)
     names = list(priced.names)
@@ -417,6 +469,7 @@ def report(name: str, trial: Trial, folder: Path, results: Path) -> None:
                 "plans": len(pairs),
                 "of_predictions": float(spearmanr(*zip(*pairs, strict=True)).statistic),
             }
+    told["per_sample"] = [adaptives(budget, trial, folder, priced, measured) for budget in PER_SAMPLE]
     orders: dict[str, list[Row]] = {}
     for row in measured.values():
         if row.plan.rule.startswith("order:"):
@@ -487,7 +540,9 @@ def main() -> None:
         elif part == "find":
             find(trial, folder)
         elif part == "measure":
-            measure(trial, folder, [int(seed) for seed in known.seeds.split(",")])
+            seeds = [int(seed) for seed in known.seeds.split(",")]
+            measure(trial, folder, seeds)
+            per_sample(trial, folder, seeds)
         else:
             report(known.trial, trial, folder, known.results)
 

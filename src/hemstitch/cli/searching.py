@@ -38,10 +38,10 @@ def search(known: argparse.Namespace, rest: list[str]) -> int:
             members,
             None if known.budget is None else _numbers(known.budget, "--budget"),
             milliseconds=known.milliseconds,
+            **_wishes(known, members),
             extractor=_extractor(known, members),
             progress=show,
             out=folder,
-            **_wishes(known, members),
         )
     except KeyboardInterrupt:
         line.say(f"stopped; what was measured is kept in {folder}, and the same command goes on from there")
@@ -50,9 +50,10 @@ def search(known: argparse.Namespace, rest: list[str]) -> int:
     found.save(known.out)
     for trial in found.per_sample:
         write_text(folder / "adaptive.json", trial.plan.to_json())
-    for name, data in report.pictures(found).items():
+    drawn = report.pictures(found)
+    for name, data in drawn.items():
         write_bytes(folder / name, data)
-    write_text(folder / "report.html", report.html(found))
+    write_text(folder / "report.html", report.html(found, drawn))
     line.say(f"{found}\n")
     line.say(f"{report.spent(found)}\n{known.out}: {report.command(found, known.members, known.out)}")
     line.say(str(folder / "report.html"))

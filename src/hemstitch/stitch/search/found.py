@@ -41,7 +41,7 @@ class Point:
 
     kind: why. guidance_interval: log-SNR within which guidance applies, None for that asked of the search. share: of
     the largest member's time at all steps; ms_per_image: at the batch size searched for; both from the members' own
-    cost. expected: distance, by what was learned from all plans together. chosen_by: what it was ranked by. judged: on
+    cost. expected_gap: by what was learned from all plans together. chosen_by: what it was ranked by. judged: on
     new samples, if it was a finalist.
     """
 
@@ -50,7 +50,7 @@ class Point:
     guidance_interval: Interval | None
     share: float
     ms_per_image: float
-    expected: float
+    expected_gap: float
     chosen_by: Measure
     judged: Measure | None
 
@@ -60,14 +60,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Ahead:
-    """The frontier as believed: the plan expected to be best at this share of the time."""
+    """The frontier as believed: the plan expected to be best at this share of the time, and its gap."""
 
     share: float
-    expected: float
+    expected_gap: float
     plan: Plan
 
     def to_data(self) -> dict[str, Any]:
-        return {"share": self.share, "expected": self.expected, "plan": json.loads(self.plan.to_json())}
+        return {"share": self.share, "expected_gap": self.expected_gap, "plan": json.loads(self.plan.to_json())}
 
 
 @dataclass(frozen=True)
@@ -168,25 +168,24 @@ def found_of(search: Search, settings: dict[str, Any], provenance: dict[str, str
     assert search.evidence is not None
     belief = search.belief
     points = {c: _point(search, belief, c) for c in search.level}
-    base = _base(search)
     fronts = search.fronts(belief)
     ahead = sorted(
         (
-            Ahead(search.priced.share(candidate), base + offset + ending.value, candidate.plan)
+            Ahead(search.priced.share(candidate), offset + ending.value, candidate.plan)
             for offset, endings in fronts.values()
             for ending in endings
             for candidate in [search.candidate(ending)]
         ),
-        key=lambda a: (a.share, a.expected),
+        key=lambda a: (a.share, a.expected_gap),
     )
     frontier: list[Ahead] = []
     for one in ahead:
-        if not frontier or one.expected < frontier[-1].expected:
+        if not frontier or one.expected_gap < frontier[-1].expected_gap:
             frontier.append(one)
     per_image = search.priced.ms(search.priced.full) / search.question.ground.batch / 1000
     return Found(
         tuple(_result(search, answer, points) for answer in search.answers),
-        tuple(sorted(points.values(), key=lambda p: (p.share, p.expected))),
+        tuple(sorted(points.values(), key=lambda p: (p.share, p.expected_gap))),
         tuple(frontier),
         search.store.judge.unit,
         search.priced.costs,
@@ -200,12 +199,6 @@ def found_of(search: Search, settings: dict[str, Any], provenance: dict[str, str
         tuple(search.trials),
         belief,
     )
-
-
-def _base(search: Search) -> float:
-    """The largest member's distance on the samples that plans were chosen by."""
-    full = search.priced.full
-    return search.store.score(full, range(search.level[full])).value
 
 
 def _measure(score: Score, against: Score) -> Measure:
@@ -227,7 +220,7 @@ def _point(search: Search, belief: Belief, candidate: Candidate) -> Point:
         interval_of(search, candidate),
         search.priced.share(candidate),
         search.priced.ms(candidate) / search.question.ground.batch,
-        _base(search) + expected,
+        expected,
         _measure(store.score(candidate, chunks), store.score(full, chunks)),
         judged,
     )
@@ -312,6 +305,7 @@ def table(found: Found) -> str:
         lines.append(
             f"{point.kind:11} {point.share:>6.3f} {point.ms_per_image:>8.3f} {shown.distance:>9.3f} "
             f"{shown.half_width:>6.3f} {shown.gap:>+8.3f} {shown.gap_half_width:>6.3f} {shown.samples:>7} "
-            f"{point.expected:>8.3f}  {'* ' if point.judged else ''}{point.plan}"
+            f"{point.expected_gap:>+8.3f}  {'* ' if point.judged else ''}{point.plan}"
         )
-    return "\n".join([*lines, "* a finalist: its distance is of samples that chose nothing"])
+    notes = "* a finalist: measured on samples that chose nothing. gap, expected: less the largest member's distance"
+    return "\n".join([*lines, notes])

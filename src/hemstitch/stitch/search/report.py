@@ -6,7 +6,7 @@ Shape suffixes: O options, S steps.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -29,11 +29,12 @@ _LOOK: dict[str, Look] = {
 def pictures(found: Found) -> dict[str, bytes]:
     """The PNGs of a search, by file name."""
     chosen = [result.found for result in found.results]
-    dots = [_dot(point, "found" if point in chosen else _LOOK[point.kind]) for point in found.points]
+    base = base_of(found)
+    dots = [_dot(point, "found" if point in chosen else _LOOK[point.kind], base) for point in found.points]
     budgets = [result.budget for result in found.results]
     names = list(dict.fromkeys(entry.member for entry in found.costs.entries))
-    title = f"{', '.join(names)}: distance against time"
-    frontier = [(ahead.share, ahead.expected) for ahead in found.frontier]
+    title = f"{', '.join(names)}: the largest member's distance, {base:.3g}, plus each plan's gap to it"
+    frontier = [(ahead.share, base + ahead.expected_gap) for ahead in found.frontier]
     return {
         "frontier.png": frontier_png(dots, frontier, budgets, title, found.unit),
         "plans.png": plans_png([(_label(found, point), point.plan) for point in _shown(found)], names),
@@ -41,24 +42,31 @@ def pictures(found: Found) -> dict[str, bytes]:
     }
 
 
-def _dot(point: Point, look: Look) -> Dot:
+def _dot(point: Point, look: Look, base: float) -> Dot:
+    """At the largest member's distance plus the gap: distances of unequal numbers of samples do not compare."""
     measured = point.judged or point.chosen_by
     label = f"{point.plan.steps} steps" if look == "fewer steps" else str(point.plan) if look == "found" else ""
     if look == "fraction":
         label = f"{point.plan.counts[point.plan.assignment[0]] / point.plan.steps:.2g}"
-    return Dot(look, label, point.share, measured.distance, measured.half_width)
+    return Dot(look, label, point.share, base + measured.gap, measured.gap_half_width)
+
+
+def base_of(found: Found) -> float:
+    """The largest member's distance on the samples that plans were judged by."""
+    largest = next(point for point in found.points if point.kind == "largest")
+    return (largest.judged or largest.chosen_by).distance
 
 
 def _shown(found: Found) -> list[Point]:
     """The finalists and the ten plans expected to be best, by share."""
     finalists = [point for point in found.points if point.judged is not None]
-    others = sorted((p for p in found.points if p.judged is None), key=lambda p: p.expected)[:10]
+    others = sorted((p for p in found.points if p.judged is None), key=lambda p: p.expected_gap)[:10]
     return sorted([*finalists, *others], key=lambda p: p.share)
 
 
 def _label(found: Found, point: Point) -> str:
     mark = " (found)" if point in [result.found for result in found.results] else ""
-    return f"{point.share:.2f}: {(point.judged or point.chosen_by).distance:.3g}{mark}"
+    return f"{point.share:.2f}: {(point.judged or point.chosen_by).gap:+.3g}{mark}"
 
 
 def evidence_png(found: Found) -> bytes:
@@ -131,9 +139,9 @@ def spent(found: Found) -> str:
     )
 
 
-def html(found: Found) -> str:
-    """The page."""
-    images = {name: data_of(png) for name, png in pictures(found).items()}
+def html(found: Found, drawn: Mapping[str, bytes] | None = None) -> str:
+    """The page. drawn: its pictures, if they were made before."""
+    images = {name: data_of(png) for name, png in (drawn or pictures(found)).items()}
     verdicts = "".join(f"<p>{escape(part)}</p>" for part in found.verdict.split("\n\n"))
     rows = "".join(_row(found, point) for point in found.points)
     settings = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in found.settings.items())
@@ -147,11 +155,12 @@ def html(found: Found) -> str:
 <img alt="distance against share of the time, of every plan that was tried" src="{images["frontier.png"]}">
 <h2>Every plan that was tried</h2>
 <div class="scroll"><table><thead><tr><th>plan</th><th>kind</th><th>share of<br>the time</th><th>ms per<br>image</th>
-<th>distance</th><th>gap to the<br>largest</th><th>samples</th><th>expected</th></tr></thead>
+<th>distance</th><th>gap to the<br>largest</th><th>samples</th><th>expected<br>gap</th></tr></thead>
 <tbody>{rows}</tbody></table></div>
 <p class="soft">Distance: {escape(found.unit)}, ± half of its 95 % interval, lower is better; of finalists (bold) on
 samples that chose none of them, of others on those that plans were chosen by, where few samples raise a Fréchet
 distance. Expected: from all plans together, as a sum over steps. Time is the sum of the members' own measured cost.</p>
+<p class="soft">Plans as strips of steps, noise on the left; their share of the time, and their gap.</p>
 <img alt="plans as strips of steps" src="{images["plans.png"]}">
 <h2>The evidence, step by step</h2>
 <p class="soft">On {found.evidence.samples} trajectories of the largest member every other was asked at every step.
@@ -173,5 +182,5 @@ def _row(found: Found, point: Point) -> str:
         f"<tr{mark}><td>{escape(str(point.plan))}{escape(guided)}</td><td>{kind}</td><td>{point.share:.3f}</td>"
         f"<td>{point.ms_per_image:.3f}</td><td>{shown.distance:.3g} ± {shown.half_width:.2g}</td>"
         f"<td>{shown.gap:+.3g} ± {shown.gap_half_width:.2g}</td><td>{shown.samples}</td>"
-        f"<td>{point.expected:.3g}</td></tr>"
+        f"<td>{point.expected_gap:+.3g}</td></tr>"
     )

@@ -306,7 +306,7 @@ class Search:
 
     def candidate(self, ending: Ending) -> Candidate:
         options = [self.options[o] for o in ending.options]
-        plan = Plan(tuple(option.member for option in options), rule="searched")
+        plan = Plan(tuple(option.member for option in options))
         return Candidate(plan, tuple(option.guided for option in options))
 
     def _ms(self, steps: int) -> Floats:

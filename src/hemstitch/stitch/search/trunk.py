@@ -29,7 +29,10 @@ from .frontier import Option
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan that may be sampled: the member of each step, and whether guidance applies there."""
+    """A plan that may be sampled: the member of each step, and whether guidance applies there.
+
+    How a plan was made does not tell candidates apart: its rule becomes "searched".
+    """
 
     plan: Plan
     guided: tuple[bool, ...]
@@ -37,6 +40,7 @@ class Candidate:
     def __post_init__(self) -> None:
         if len(self.guided) != self.plan.steps:
             raise HemstitchError(f"{self.plan.steps} steps have {len(self.guided)} marks of guidance")
+        object.__setattr__(self, "plan", Plan(self.plan.assignment, rule="searched"))
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
