@@ -91,6 +91,9 @@ class Denoiser(ABC):
         """Where samples are expected."""
 
 
+ENDLESS = 1e6  # stands for an infinite log-SNR, pure noise or none, in a guidance interval
+
+
 def shared(values_B: Tensor) -> bool:
     """Whether a batch shares one value, known without asking a device."""
     if len(values_B) == 1 or values_B.stride(0) == 0:
@@ -179,7 +182,7 @@ class Guided(Denoiser):
         scale_B = self.scale.expand(len(t))
         if self.interval is None:
             return scale_B
-        log_snr_B = self.process.log_snr(t).cpu()
+        log_snr_B = self.process.log_snr(t).cpu().clamp(-ENDLESS, ENDLESS)
         inside_B = (log_snr_B >= self.interval[0]) & (log_snr_B <= self.interval[1])
         return torch.where(inside_B, scale_B, torch.ones_like(scale_B))
 

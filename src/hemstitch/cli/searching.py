@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HemstitchError
+from ..errors import HemstitchError, MissingExtraError
 from .line import Line
 
 if TYPE_CHECKING:
@@ -48,14 +48,21 @@ def search(known: argparse.Namespace, rest: list[str]) -> int:
         return 130
     line.close()
     found.save(known.out)
+    for result in found.results:
+        write_text(folder / f"plan-{result.budget:g}.json", result.found.plan.to_json())
     for trial in found.per_sample:
-        write_text(folder / "adaptive.json", trial.plan.to_json())
-    drawn = report.pictures(found)
+        seam = trial.fixed.plan.counts[trial.plan.first]
+        write_text(folder / f"adaptive-{seam}.json", trial.plan.to_json())
+    line.say(f"{found}\n")
+    line.say(f"{report.spent(found)}\n{report.command(found, known.members, known.out)}")
+    try:
+        drawn = report.pictures(found)
+    except MissingExtraError as error:
+        line.say(f"without figures and report.html: {error}")
+        return 0
     for name, data in drawn.items():
         write_bytes(folder / name, data)
     write_text(folder / "report.html", report.html(found, drawn))
-    line.say(f"{found}\n")
-    line.say(f"{report.spent(found)}\n{known.out}: {report.command(found, known.members, known.out)}")
     line.say(str(folder / "report.html"))
     return 0
 

@@ -6,10 +6,13 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
+from operator import index
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from ...bulk.settings import chosen_labels
@@ -34,9 +37,11 @@ from .judge import Frechet, Judge, Paired, Pixels
 from .probes import Priced
 from .searching import Question, Search, Turn
 from .store import Store
-from .trunk import Ground
+from .trunk import Candidate, Ground
 
 LADDER = (1, 0.8, 0.64, 0.5, 0.4, 0.32)  # of the steps asked for
+PATIENCE = (3.0, 15.0)  # seconds to measure costs in, and again where they were doubtful
+DOUBTFUL = 0.25  # half the range of the middle half of a member's times, as a share of their median
 EQUAL = 0.9  # of the dearest member's cost: above it there is nothing to trade
 
 
@@ -91,28 +96,27 @@ def search(
     """
     began = time.perf_counter()
     solver = sampler_of(sampler, eta)
-    counts = _counts(steps)
+    counts, free = _counts(steps)
     searched = guidance_interval == "search"
-    interval = None if searched or isinstance(guidance_interval, str) else guidance_interval
     if isinstance(guidance_interval, str) and not searched:
         raise HemstitchError(f"guidance_interval is (low, high) log-SNR or 'search', not {guidance_interval!r}")
+    interval = None if searched or isinstance(guidance_interval, str) else guidance_interval
     _check(members, counts, solver, guidance, guidance_channels, interval, grid, searched)
     _check_numbers(samples, batch, trajectories, seams, seconds)
-    if seed is None:
+    asked = _asked(budget, milliseconds)
+    if seed is None or seed < 0:
         raise HemstitchError(
             "plans are compared on samples of the same seeds, and without a reference with the largest member's of "
-            "those: give seed="
+            "those: give seed=, a whole number of at least 0"
         )
     any_member = next(iter(members.values()))
-    drawn = chosen_labels(labels, any_member.spec.num_classes, samples, seed)
+    drawn = _labels(labels, any_member.spec.num_classes, samples, seed)
     ground = Ground(members, drawn, solver, guidance, guidance_channels, interval, grid, seed, batch)
     judge = _judge(reference, extractor, decode, ground)
     remembers = solver.order > 1 and solver.evaluations == 1
     seams = (2 if remembers else 4) if seams is None else seams
-    settings = _settings(ground, judge, samples, counts, seams, searched, trajectories)
     folder = None if out is None else Path(out)
-    spent = _continued(folder, settings)
-    costs = _costs(folder, ground, searched)
+    costs, doubts = _costs(folder, ground, searched)
     names = tuple(sorted(members, key=lambda name: costs.ms(name, guidance != 1)))
     priced = Priced(
         costs,
@@ -121,39 +125,84 @@ def search(
         lambda count, last: ground.guided(count, members[last].process),
         solver.evaluations,
     )
-    budgets = _budgets(budget, milliseconds, priced, counts, batch)
+    budgets = _budgets(asked, milliseconds, priced, counts, batch, searched)
+    settings = _settings(ground, judge, decode, names[-1], samples, counts, seams, searched, trajectories)
+    spent = _continued(folder, settings)
+    if folder is not None:
+        write_text(folder / "costs.json", json.dumps(costs.to_data(), indent=1))
     question = Question(
-        ground, budgets, counts, Rules(seams, searched), samples, trajectories, seed, seconds, per_sample
+        ground, budgets, counts, Rules(seams, searched), samples, trajectories, seed, free, seconds, per_sample
     )
     kept = None if folder is None else folder / "rows"
     search = Search(question, priced, Store(ground, judge, priced.full, kept), began=began)
-    search.evidence = _evidence(folder)
+    search.evidence = _evidence(folder, trajectories)
+    search.notes += doubts
+    if samples % batch:
+        search.notes.append(f"samples are drawn {batch} at a time: {samples % batch} of {samples} were left out")
+    if isinstance(judge, Frechet) and question.judged * batch < 2 * len(judge.reference.mean):
+        search.notes.append(
+            f"{question.judged * batch} samples are few for {len(judge.reference.mean)} features: gaps between Fréchet "
+            "distances are biased, towards samples that vary little; give more samples"
+        )
     if remembers:
         search.notes.append(f"at most {seams} changes of member: the sampler forgets its last step at each")
     for turn in search.run():
-        if folder is not None and turn.stage == "evidence" and search.evidence is not None:
+        if folder is not None and turn.stage == "evidence" and turn.done == turn.total:
+            assert search.evidence is not None
             write_text(folder / "evidence.json", json.dumps(search.evidence.to_data()))
         if folder is not None:
             write_text(folder / "spent.json", json.dumps({"seconds": spent + time.perf_counter() - began}))
         if progress is not None:
             progress(turn)
     taken = spent + time.perf_counter() - began
-    asked = {
+    told = {
         "sampler_name": sampler if isinstance(sampler, str) else repr(sampler),
         "eta": eta,
         "budgets": list(budgets),
     }
-    found = found_of(search, settings | asked, provenance(any_member.device), taken)
+    found = found_of(search, settings | told, provenance(any_member.device), taken)
     if folder is not None:
         write_text(folder / "search.json", json.dumps(found.to_data(), indent=1, allow_nan=False))
     return found
 
 
-def _counts(steps: int | Sequence[int]) -> tuple[int, ...]:
-    """The numbers of steps to choose among, rising: those given, or of a single one a ladder down from it."""
-    if isinstance(steps, int):
-        return tuple(sorted({max(2, round(steps * rung)) for rung in LADDER} | {steps}))
-    return tuple(sorted(set(steps)))
+def _counts(steps: int | Sequence[int]) -> tuple[tuple[int, ...], bool]:
+    """The numbers of steps to choose among, rising, and whether others may be found, too: those given, or of a single
+    one a ladder down from it."""
+    try:
+        if isinstance(steps, Iterable):
+            return tuple(sorted({index(count) for count in steps})), False
+        most = index(steps)
+    except TypeError:
+        raise HemstitchError(f"steps is a whole number, or several of them, not {steps!r}") from None
+    return tuple(sorted({max(2, round(most * rung)) for rung in LADDER} | {most})), True
+
+
+def _labels(labels: Sequence[int] | Tensor | str | None, classes: int, samples: int, seed: int) -> Tensor | None:
+    """(N,) the classes of the samples in an order drawn by the seed: what chooses and what judges has all of them."""
+    chosen = chosen_labels(labels, classes, samples, seed)
+    if chosen is None:
+        return None
+    return chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))]
+
+
+def _asked(budget: float | Sequence[float] | None, milliseconds: float | None) -> tuple[float, ...]:
+    """The budgets as numbers, none if they are said in milliseconds."""
+    if (budget is None) == (milliseconds is None):
+        raise HemstitchError(
+            "say how long sampling may take: budget= (a share of the largest member's time) or milliseconds="
+        )
+    values = () if budget is None else tuple(budget) if isinstance(budget, Iterable) else (budget,)
+    if budget is not None and not values:
+        raise HemstitchError("at least one budget")
+    wrong = [v for v in (*values, *([milliseconds] * (milliseconds is not None))) if not _is_positive(v)]
+    if wrong:
+        raise HemstitchError(f"a budget is a number above 0 and at most 1, milliseconds are above 0; got {wrong[0]!r}")
+    return tuple(float(v) for v in values)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value) and float(value) > 0
 
 
 def _check(
@@ -182,10 +231,10 @@ def _check(
         timesteps(model.process, counts[-1], grid)
     if searched and guidance == 1:
         raise HemstitchError("where to guide is searched only with guidance: give guidance= other than 1")
-    if searched and sampler.evaluations > 1:
+    if (searched or interval is not None) and sampler.evaluations > 1:
         raise HemstitchError(
-            "this sampler asks at two noise levels a step, of which only one may be guided: search the guidance "
-            "interval with ddim or dpmpp_2m, or give it"
+            "this sampler asks at two noise levels a step, of which an interval may guide one only: take ddim or "
+            "dpmpp_2m where guidance has an interval"
         )
 
 
@@ -238,6 +287,8 @@ def _moments(source: Source, extractor: Extractor) -> Moments:
 def _settings(
     ground: Ground,
     judge: Judge,
+    decode: Callable[[Tensor], Tensor] | None,
+    largest: str,
     samples: int,
     counts: tuple[int, ...],
     seams: int,
@@ -248,7 +299,9 @@ def _settings(
     classes = "none" if ground.labels is None else hashlib.sha256(ground.labels.numpy().tobytes()).hexdigest()[:12]
     return {
         "members": {name: identity(member) for name, member in ground.members.items()},
+        "largest": largest,
         "judge": judge.hash,
+        "decode": None if decode is None else str(getattr(decode, "told", getattr(decode, "__qualname__", decode))),
         "sampler": repr(ground.sampler),
         "steps": list(counts),
         "grid": ground.grid,
@@ -272,75 +325,117 @@ def _continued(folder: Path | None, settings: dict[str, Any]) -> float:
     if not path.exists():
         write_text(path, json.dumps(settings, indent=1))
         return 0.0
-    before = read_json_file(path)
+    try:
+        before = read_json_file(path)
+    except HemstitchError as error:
+        raise HemstitchError(f"{error}: remove {folder}, or give another folder") from None
     differing = [name for name in settings if before.get(name) != json.loads(json.dumps(settings[name]))]
     if differing:
         raise HemstitchError(
             f"{folder} holds another search, of other {', '.join(differing)}: give another folder, or remove it"
         )
-    return float(read_json_file(folder / "spent.json")["seconds"]) if (folder / "spent.json").exists() else 0.0
+    try:
+        return float(read_json_file(folder / "spent.json")["seconds"])
+    except (HemstitchError, KeyError, TypeError, ValueError):
+        return 0.0
 
 
-def _costs(folder: Path | None, ground: Ground, searched: bool) -> Costs:
-    """Measured once for a search: what is chosen hangs on them."""
-    path = None if folder is None else folder / "costs.json"
+def _costs(folder: Path | None, ground: Ground, searched: bool) -> tuple[Costs, list[str]]:
+    """Measured once for a search, since what is chosen hangs on them, and what is doubtful about them.
+
+    Costs that were measured before in the folder are taken if they are of this machine, these members and modes.
+    """
     modes = [False, True] if searched or ground.guidance_interval is not None else [ground.guidance != 1]
-    if path is not None and path.exists():
-        return Costs.from_data(read_json_file(path))
-    costs = measure_costs(
-        ground.members,
-        batch=ground.batch,
-        guided=modes,
-        sampler=ground.sampler,
-        guidance=ground.guidance,
-        guidance_channels=ground.guidance_channels,
-        seconds=3.0,
+    kept = None if folder is None else _read(folder / "costs.json", Costs.from_data)
+    if kept is not None and _same_machine(kept, ground, modes):
+        return kept, _doubts(kept)
+    costs: Costs | None = None
+    for seconds in PATIENCE:
+        costs = measure_costs(
+            ground.members,
+            batch=ground.batch,
+            guided=modes,
+            sampler=ground.sampler,
+            guidance=ground.guidance,
+            guidance_channels=ground.guidance_channels,
+            seconds=seconds,
+        )
+        if not _doubts(costs):
+            break
+    assert costs is not None  # there is patience
+    return costs, _doubts(costs)
+
+
+def _doubts(costs: Costs) -> list[str]:
+    """Why costs may be wrong: calls that took very different times."""
+    wide = [c for c in costs.entries if c.spread > DOUBTFUL * c.ms]
+    if not wide:
+        return []
+    said = ", ".join(f"{c.member} {c.ms:.3g} ± {c.spread:.2g} ms" for c in wide)
+    return [f"this machine is busy, and costs are doubtful ({said}): search again when it is quiet, or with one thread"]
+
+
+def _same_machine(costs: Costs, ground: Ground, modes: Sequence[bool]) -> bool:
+    """Whether costs are of this device, batch and sampler, and of these members and modes."""
+    device = next(iter(ground.members.values())).device
+    here = provenance(device)
+    return (
+        (costs.device, costs.threads, costs.batch) == (here["device"], int(here["threads"]), ground.batch)
+        and costs.sampler == repr(ground.sampler)
+        and {(c.member, c.guided) for c in costs.entries} == {(n, g) for n in ground.members for g in modes}
     )
-    if path is not None:
-        write_text(path, json.dumps(costs.to_data(), indent=1))
-    return costs
 
 
-def _evidence(folder: Path | None) -> Evidence | None:
-    path = None if folder is None else folder / "evidence.json"
-    return None if path is None or not path.exists() else Evidence.from_data(read_json_file(path))
+def _evidence(folder: Path | None, trajectories: int) -> Evidence | None:
+    """What an earlier sitting measured, if it measured all that was asked for."""
+    kept = None if folder is None else _read(folder / "evidence.json", Evidence.from_data)
+    return kept if kept is not None and kept.samples == trajectories else None
+
+
+T = TypeVar("T")
+
+
+def _read(path: Path, build: Callable[[dict[str, Any]], T]) -> T | None:
+    """What a file says, None where it is missing or damaged: it is made again."""
+    try:
+        return build(read_json_file(path)) if path.exists() else None
+    except HemstitchError:
+        return None
 
 
 def _budgets(
-    budget: float | Sequence[float] | None,
+    asked: tuple[float, ...],
     milliseconds: float | None,
     priced: Priced,
     counts: tuple[int, ...],
     batch: int,
+    searched: bool,
 ) -> tuple[float, ...]:
     """Shares of the dearest member's time, checked against what the members cost."""
-    if (budget is None) == (milliseconds is None):
-        raise HemstitchError(
-            "say how long sampling may take: budget= (a share of the largest member's time) or milliseconds="
-        )
     small, large = priced.names[0], priced.largest
-    of_small, of_large = (priced.ms(priced.candidate(Plan.steps_each({n: min(counts)}))) for n in (small, large))
+    least_steps = min(counts)
+    of_small, of_large = (priced.ms(priced.candidate(Plan.steps_each({n: least_steps}))) for n in (small, large))
     if of_small > EQUAL * of_large:
+        each = least_steps * batch
         raise HemstitchError(
-            f"{small} and {large} cost about the same ({of_small / min(counts) / batch:.3g} and "
-            f"{of_large / min(counts) / batch:.3g} ms per image and step): there is no time to be had by stitching them"
+            f"{small} and {large} cost about the same ({of_small / each:.3g} and {of_large / each:.3g} ms per image "
+            "and step): there is no time to be had by stitching them"
         )
     full = priced.ms(priced.full)
     if milliseconds is not None:
-        budget = milliseconds * batch / full
-    asked = tuple(budget) if isinstance(budget, Sequence) else (float(budget),) if budget is not None else ()
-    least, half = of_small / full, max(2, min(counts) // 2)
+        asked = (milliseconds * batch / full,)
+    if searched:  # nothing need be guided
+        of_small = min(of_small, priced.ms(Candidate(Plan.steps_each({small: least_steps}), (False,) * least_steps)))
+    least, half = of_small / full, max(2, least_steps // 2)
     for share in asked:
-        if not (isinstance(share, int | float) and math.isfinite(share)) or share > 1 + 1e-9:
+        if share > 1 + 1e-9:
             raise HemstitchError(
                 f"a budget is a share of the time of {large} at {priced.steps} steps "
                 f"({full / batch:.3g} ms per image), at most 1; got {share:.4g}"
             )
         if share < least:
             raise HemstitchError(
-                f"a budget of {share:.4g} is below the cheapest plan, {small} alone at {min(counts)} steps, which "
+                f"a budget of {share:.4g} is below the cheapest plan, {small} alone at {least_steps} steps, which "
                 f"takes {least:.4g} of the time: raise it, or let fewer steps be searched, as steps={[half, *counts]}"
             )
-    if not asked:
-        raise HemstitchError("at least one budget")
     return asked

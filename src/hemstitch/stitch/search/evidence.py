@@ -112,6 +112,11 @@ def _of_batch(root: Root, steps: int, options: Sequence[Option], usual: Sequence
             x0[o, s] = _mean_square(theirs.x0, said.x0)
             eps[o, s] = _mean_square(theirs.eps, said.eps)
             moved[o, s] = _mean_square(other.x, onward.x)
+            if not np.isfinite([x0[o, s], eps[o, s], moved[o, s]]).all():
+                raise HemstitchError(
+                    f"at step {s} {option.member} or {usual[s].member} predicts NaN or infinity: use another "
+                    "precision, sampler or guidance"
+                )
             # the change that differs most from nothing shows the gain best
             if s in anchors and moved[o, s] > changed.get(s, (0.0, other))[0]:
                 changed[s] = moved[o, s], other

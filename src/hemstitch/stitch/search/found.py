@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...denoiser import ENDLESS
 from ...evaluate.score import Compared, Score, compared
 from ...files import write_text
 from ...grid import timesteps
@@ -16,7 +18,7 @@ from .cost import Costs
 from .evidence import Evidence
 from .frontier import Floats
 from .per_sample import PerSample
-from .probes import Kind
+from .probes import Kind, Priced
 from .searching import Answer, Search
 from .surrogate import Belief
 from .trunk import Candidate
@@ -88,8 +90,8 @@ class Found:
     results: one for each budget. points: every plan that was sampled, by share. frontier: as believed, by share. unit:
     of distances. learned: (steps, options) terms of `evidence.options`, what a step by each adds to the distance.
     seconds: what the search took, in all sittings; images: how many samples the largest member would have made in that
-    time. settings: what was asked. per_sample: adaptive plans beside fixed ones, where asked for. belief: in memory
-    only, for `expected_gap`.
+    time. settings: what was asked. per_sample: adaptive plans beside fixed ones, where asked for. belief, priced: in
+    memory only, for `expected_gap`.
     """
 
     results: tuple[Result, ...]
@@ -106,6 +108,7 @@ class Found:
     provenance: dict[str, str]
     per_sample: tuple[PerSample, ...]
     belief: Belief
+    priced: Priced
 
     @property
     def plan(self) -> Plan:
@@ -122,11 +125,9 @@ class Found:
     def expected_gap(self, plan: Plan, guided: Sequence[bool] | None = None) -> float:
         """The distance that any plan of these members is expected to have beyond the largest member's.
 
-        guided: one mark per step; by default that of the plan's kind, where guidance was not searched.
+        guided: one mark per step; by default guidance is where it was asked for.
         """
-        marks = tuple(guided) if guided is not None else tuple(o.guided for o in self.belief.terms.usual)
-        if guided is None and plan.steps != len(marks):
-            marks = (marks[0],) * plan.steps
+        marks = self.priced.guided(plan.steps, plan.assignment[-1]) if guided is None else tuple(guided)
         return self.belief.additive(Candidate(plan, marks))
 
     def to_data(self) -> dict[str, Any]:
@@ -198,6 +199,7 @@ def found_of(search: Search, settings: dict[str, Any], provenance: dict[str, str
         provenance,
         tuple(search.trials),
         belief,
+        search.priced,
     )
 
 
@@ -236,11 +238,13 @@ def interval_of(search: Search, candidate: Candidate) -> Interval | None:
         return None
     process = ground.process(candidate.plan)
     log_snr = process.log_snr(timesteps(process, candidate.plan.steps, ground.grid)).tolist()
+    finite = [v for v in log_snr if math.isfinite(v)]  # a flow process begins at pure noise
+    log_snr = [min(max(v, finite[0] - 2), finite[-1] + 2) for v in log_snr]
     on = [i for i, flag in enumerate(candidate.guided) if flag]
     if not on:
         return (log_snr[-1] + 1, log_snr[-1] + 2)
-    low = (log_snr[on[0]] + log_snr[on[0] - 1]) / 2 if on[0] else log_snr[0] - 1
-    high = (log_snr[on[-1]] + log_snr[on[-1] + 1]) / 2 if on[-1] + 1 < len(log_snr) else log_snr[-1] + 1
+    low = (log_snr[on[0]] + log_snr[on[0] - 1]) / 2 if on[0] else -ENDLESS
+    high = (log_snr[on[-1]] + log_snr[on[-1] + 1]) / 2 if on[-1] + 1 < len(log_snr) else ENDLESS
     return (low, high)
 
 

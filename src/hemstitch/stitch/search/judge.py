@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...bulk.settings import Quantise, to_pixels
 from ...data.dataset import restored
 from ...denoiser import Spec
+from ...errors import HemstitchError
 from ...evaluate.extractors import Extractor
-from ...evaluate.frechet import Moments, bootstrap_distances, frechet_distance
-from ...evaluate.score import Score, resampled_means
+from ...evaluate.frechet import Moments
+from ...evaluate.score import Score, counts, resampled_means
 
 RESAMPLES = 40
 
@@ -62,7 +65,10 @@ class Pixels:
 @final
 @dataclass(frozen=True)
 class Frechet:
-    """Fréchet distance of pooled features to a reference (Heusel et al. 2017). At equal N its bias is much the same."""
+    """Fréchet distance of pooled features to a reference (Heusel et al. 2017).
+
+    Few samples raise it, by more where they spread more: gaps of N samples are biased while N is not well above F.
+    """
 
     pixels: Pixels
     extractor: Extractor
@@ -85,18 +91,41 @@ class Frechet:
         return self.extractor(self.pixels(x))["pool"].float().cpu()
 
     def score(self, rows_NF: Tensor) -> Score:
-        N = len(rows_NF)
-        draws = bootstrap_distances(rows_NF, self.reference, RESAMPLES)
-        value = frechet_distance(Moments.of(rows_NF), self.reference)
+        x_NF = rows_NF.double().numpy()
+        N = len(x_NF)
+        value = self._distance(x_NF, np.ones(N))
+        draws = np.array([self._distance(x_NF, counts(N, r).astype(np.float64)) for r in range(RESAMPLES)])
         return Score(value, draws, resampled=N, biased_by_size=True)
+
+    @cached_property
+    def _root(self) -> NDArray[np.float64]:
+        """(F, F): the reference's covariance is root · rootᵀ."""
+        values, vectors = np.linalg.eigh(self.reference.covariance)
+        return vectors * np.sqrt(values.clip(0))
+
+    def _distance(self, x_NF: NDArray[np.float64], weight_N: NDArray[np.float64]) -> float:
+        """Of samples that count so often.
+
+        tr √(Σ Σ_r) is the sum of the singular values of the centred samples times `_root`: of the smaller of N × N
+        and F × F, so that wide features of few samples cost little.
+        """
+        total = weight_N.sum()
+        mean = weight_N @ x_NF / total
+        centred = (x_NF - mean) * np.sqrt(weight_N / (total - 1))[:, None]
+        crossed = centred @ self._root
+        gram = crossed @ crossed.T if len(x_NF) < x_NF.shape[1] else crossed.T @ crossed
+        cross = float(np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum())
+        offset = mean - self.reference.mean
+        return float(offset @ offset + (centred**2).sum() + np.trace(self.reference.covariance)) - 2 * cross
 
 
 @final
 @dataclass(frozen=True)
 class Paired:
-    """Without a reference: the mean square by which a sample differs from the largest member's of the same seed.
+    """Without a reference: by how much a sample differs from the largest member's of the same seed, the mean of RMS.
 
     Of pooled features where there is an extractor, else of the samples themselves. It counts every change as a loss.
+    Not the mean of squares: a few samples that went another way would decide that.
     """
 
     pixels: Pixels | None = None
@@ -105,7 +134,7 @@ class Paired:
     @property
     def unit(self) -> str:
         of = "samples" if self.extractor is None else f"features ({self.extractor.name})"
-        return f"mean square difference from the largest member's {of}"
+        return f"mean RMS difference from the largest member's {of}"
 
     @property
     def hash(self) -> str:
@@ -122,9 +151,11 @@ class Paired:
         else:
             ours, theirs = x, beside
         gap_NF = (ours.cpu().double() - theirs.cpu().double()).flatten(1)
-        return torch.mean(gap_NF**2, 1, keepdim=True).float()
+        return torch.sqrt(torch.mean(gap_NF**2, 1, keepdim=True)).float()
 
     def score(self, rows_NF: Tensor) -> Score:
         values = rows_NF[:, 0].double().numpy()
+        if not np.isfinite(values).all():
+            raise HemstitchError("samples hold NaN or infinity: a member breaks down at this precision or guidance")
         draws = resampled_means(values, RESAMPLES)
         return Score(float(np.mean(values)), draws, resampled=len(values))

@@ -8,6 +8,7 @@ Shape suffixes: N samples, K steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from ..adaptive import AdaptivePlan, Side, Signal
 from ..calibration import Signals, calibrated, signals
 from ..plan import Plan
 from ..stitched import Stitched
+from .probes import Priced
 from .store import Store
 from .trunk import Candidate, Ground
 
@@ -32,13 +34,14 @@ REACH = 0.25  # of the steps: how far a sample's seam may lie from the mean
 class PerSample:
     """A fixed plan and the best adaptive plan of the same mean seam, on the same samples.
 
-    mean_seam: steps of the first member that samples judged came to. tried: (signal, side) to the distance on the
-    samples chosen by.
+    mean_seam: steps of the first member that samples judged came to. cost: of the adaptive plan over the fixed one's,
+    by the members' own cost at that mean. tried: (signal, side) to the distance on the samples chosen by.
     """
 
     fixed: Candidate
     plan: AdaptivePlan
     mean_seam: float
+    cost: float
     tried: dict[str, float]
     score: Score
     fixed_score: Score
@@ -51,6 +54,8 @@ class PerSample:
     def __str__(self) -> str:
         seam = self.fixed.plan.counts[self.plan.first]
         said = {"lower": "better", "higher": "worse"}.get(self.gap.said, self.gap.said)
+        if abs(self.cost - 1) > 0.02:
+            said += f", at {self.cost:.2f} times the cost"
         return (
             f"A seam for each sample ({self.plan}; mean {self.mean_seam:.1f} steps) against {seam} for all: "
             f"{self.score.value:.3g} against {self.fixed_score.value:.3g}, {self.gap.gap:+.3g} ± "
@@ -62,6 +67,7 @@ class PerSample:
             "fixed": self.fixed.plan.to_json(),
             "plan": self.plan.to_json(),
             "mean_seam": self.mean_seam,
+            "cost": self.cost,
             "tried": self.tried,
             "distance": self.score.value,
             "fixed_distance": self.fixed_score.value,
@@ -89,7 +95,9 @@ def recorded(ground: Ground, first: str, then: str, steps: int, chunks: Sequence
     return Signals(torch.cat([p.change for p in parts]), torch.cat([p.path for p in parts]))
 
 
-def compare(store: Store, fixed: Candidate, chosen_by: Sequence[int], judged_by: Sequence[int]) -> PerSample:
+def compare(
+    store: Store, priced: Priced, fixed: Candidate, chosen_by: Sequence[int], judged_by: Sequence[int]
+) -> PerSample:
     """The best adaptive plan at the mean seam of a fixed one, both sampled on the chunks to judge by.
 
     fixed: a plain fraction of two members whose seam is at least 2, sampled on `judged_by` already.
@@ -110,7 +118,7 @@ def compare(store: Store, fixed: Candidate, chosen_by: Sequence[int], judged_by:
             best = distance, plan
     assert best is not None
     rows_NF, seams_N = rows_of(store, best[1], judged_by)
-    judged = range(judged_by[0], judged_by[-1] + 1)
-    return PerSample(
-        fixed, best[1], float(seams_N.double().mean()), tried, store.judge.score(rows_NF), store.score(fixed, judged)
-    )
+    judged, mean = range(judged_by[0], judged_by[-1] + 1), float(seams_N.double().mean())
+    ends = [priced.ms(priced.candidate(best[1].fixed(count))) for count in (math.floor(mean), math.ceil(mean))]
+    cost = (ends[0] + (ends[1] - ends[0]) * (mean - math.floor(mean))) / priced.ms(fixed)
+    return PerSample(fixed, best[1], mean, cost, tried, store.judge.score(rows_NF), store.score(fixed, judged))

@@ -6,8 +6,10 @@ Plain fractions (T-Stitch) and the largest member alone at fewer steps are what 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from ..orders import ordered
@@ -49,7 +51,14 @@ class Priced:
         return self.candidate(Plan.steps_each({self.largest: self.steps}))
 
     def share(self, candidate: Candidate) -> float:
-        return self.ms(candidate) / self.ms(self.full)
+        return self.ms(candidate) / self._full_ms
+
+    @cached_property
+    def _full_ms(self) -> float:
+        return self.ms(self.full)
+
+    def fits(self, plan: Plan, budget: float) -> bool:
+        return self.share(self.candidate(plan)) <= budget + 1e-9
 
 
 def probes(priced: Priced, budgets: Sequence[float], counts: Sequence[int]) -> dict[Candidate, Kind]:
@@ -99,20 +108,23 @@ def _first(small: str, count: int, large: str, steps: int) -> Plan:
 
 def smallest_fraction(priced: Priced, small: str, budget: float) -> Plan | None:
     """The plain fraction that leaves most steps to the largest member within a budget; None if there is none."""
-    for count in range(priced.steps + 1):
-        plan = _first(small, count, priced.largest, priced.steps)
-        if priced.share(priced.candidate(plan)) <= budget + 1e-9:
-            return plan
-    return None
+
+    def within(count: int) -> bool:
+        return priced.fits(_first(small, count, priced.largest, priced.steps), budget)
+
+    counts = range(priced.steps + 1)  # the more of them are small's, the cheaper
+    count = bisect_left(counts, True, key=within)
+    return _first(small, count, priced.largest, priced.steps) if count in counts else None
 
 
 def fewer_steps(priced: Priced, budget: float) -> Plan | None:
-    """The largest member alone at as many steps as a budget allows; None if not even one."""
-    for steps in range(priced.steps, 0, -1):
-        plan = Plan.steps_each({priced.largest: steps})
-        if priced.share(priced.candidate(plan)) <= budget + 1e-9:
-            return plan
-    return None
+    """The largest member alone at as many steps as a budget allows; None if it does not allow two."""
+
+    def beyond(steps: int) -> bool:
+        return not priced.fits(Plan.steps_each({priced.largest: steps}), budget)
+
+    steps = bisect_left(range(priced.steps + 1), True, lo=2, key=beyond) - 1
+    return Plan.steps_each({priced.largest: steps}) if steps >= 2 else None
 
 
 def is_plain(candidate: Candidate, names: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ Shape suffixes: O options, S steps.
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -115,19 +116,19 @@ def _called(option: Any) -> str:
 def command(found: Found, members: Sequence[str], path: Any) -> str:
     """How to sample with what was found."""
     settings = found.settings
-    words = ["hemstitch sample", *members, f"--plan {path}", f"--sampler {settings['sampler_name']}"]
+    words = ["hemstitch", "sample", *members, "--plan", str(path), "--sampler", settings["sampler_name"]]
     if settings["guidance"] != 1:
-        words.append(f"--guidance {settings['guidance']:g}")
+        words += ["--guidance", f"{settings['guidance']:g}"]
         interval = found.guidance_interval or settings["guidance_interval"]
         if interval is not None and interval != "search":
-            words.append("--guidance-interval {:.6g} {:.6g}".format(*interval))
+            words += ["--guidance-interval", *(f"{end:.6g}" for end in interval)]
     if settings["guidance_channels"] is not None:
-        words.append(f"--guidance-channels {settings['guidance_channels']}")
+        words += ["--guidance-channels", str(settings["guidance_channels"])]
     if settings["grid"] != "released":
-        words.append(f"--grid {settings['grid']}")
+        words += ["--grid", settings["grid"]]
     if settings["eta"]:
-        words.append(f"--eta {settings['eta']:g}")
-    return " ".join(words)
+        words += ["--eta", f"{settings['eta']:g}"]
+    return shlex.join(words)
 
 
 def spent(found: Found) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 
 from ...errors import HemstitchError
-from ...evaluate.score import Score, gap_error
+from ...evaluate.score import Score, compared, gap_error
 from ..plan import Plan
 from . import evidence as single_steps
 from .evidence import Evidence
@@ -33,8 +34,9 @@ class Question:
 
     budgets: shares of the largest member's time at all steps. steps: numbers of steps that a plan may have; the largest
     is a full trajectory. rules: what plans may look like; with `interval`, where guidance applies is searched, too.
-    samples: in all, half to choose by, half to judge by. trajectories: for the evidence. seed: of everything.
-    seconds: time bound, or None. per_sample: compare a seam for each sample with the best plain fraction's.
+    samples: in all, half to choose by, half to judge by. trajectories: for the evidence. seed: of everything. free:
+    whether plans of any number of steps may be found, or only of `steps`. seconds: time bound, or None. per_sample:
+    compare a seam for each sample with the best plain fraction's.
     """
 
     ground: Ground
@@ -44,6 +46,7 @@ class Question:
     samples: int
     trajectories: int = 32
     seed: int = 0
+    free: bool = True
     seconds: float | None = None
     per_sample: bool = False
 
@@ -54,6 +57,11 @@ class Question:
     @property
     def chunks(self) -> int:
         return self.samples // self.ground.batch
+
+    @property
+    def judged(self) -> int:
+        """Chunks that finalists are judged on."""
+        return self.chunks - self.levels[-1]
 
     @property
     def levels(self) -> list[int]:
@@ -103,6 +111,7 @@ class Search:
     judged: range = range(0)  # chunks
     notes: list[str] = field(default_factory=list)
     walked: tuple[float, float] = (0.0, 0.0)  # seconds of sampling: measured, and as priced
+    scoring: float = 0.0  # seconds for the distance of a candidate, as the last ones took
     evidence: Evidence | None = None
     trials: list[PerSample] = field(default_factory=list)
 
@@ -134,13 +143,12 @@ class Search:
             return float("inf")
         return self.question.seconds - (time.perf_counter() - self.began)
 
-    def seconds_for(self, candidates: Sequence[Candidate], chunks: range | int) -> float:
-        """What sampling candidates is expected to take, of what is not there yet."""
+    def seconds_for(self, candidates: Sequence[Candidate], chunks: range) -> float:
+        """What sampling candidates is expected to take, of what is not there yet, and scoring them."""
         measured, priced = self.walked
         slack = measured / priced if priced else 1.5  # pictures and features take their time, too
-        if isinstance(chunks, int):
-            return slack * chunks * self._priced(candidates)
-        return slack * sum(self._priced(self.store.missing(candidates, chunk)) for chunk in chunks)
+        sampling = sum(self._priced(self.store.missing(candidates, chunk)) for chunk in chunks)
+        return slack * sampling + self.scoring * len(candidates)
 
     def _priced(self, candidates: Sequence[Candidate]) -> float:
         costs, times = self.priced.costs, self.priced.evaluations
@@ -172,7 +180,11 @@ class Search:
     def belief(self) -> Belief:
         """As of now, from everything that was measured to choose by."""
         others = {c.plan.steps for c in self.level} | set(self.question.steps)
+        new = [c for c, level in self.level.items() if not self.store.scored(c, range(level))]
+        began = time.perf_counter()
         seen = [self.gap(c, range(level)) for c, level in self.level.items() if c != self.priced.full]
+        if new:
+            self.scoring = (time.perf_counter() - began) / len(new)
         return learned(self.terms, sorted(others - {self.question.full}), seen)
 
     # The stages
@@ -214,16 +226,20 @@ class Search:
     def _check_time(self) -> None:
         """Raise unless one candidate can be measured in the time that there is."""
         question = self.question
-        least = [self.priced.full, *self._needed()]
-        ask = sum(self.priced.costs.ms(*option) for option in self.options) * question.full * 2 / 1000
-        needed = ask * min(question.trajectories, question.ground.batch) / question.ground.batch
-        needed += self.seconds_for(least, 2)
+        least = [self.priced.full, *self._needed]
+        needed = 0.0
+        if self.evidence is None:
+            ask = sum(self.priced.costs.ms(*option) for option in self.options) * question.full * 2 / 1000
+            needed = ask * min(question.trajectories, question.ground.batch) / question.ground.batch
+        judged = question.levels[-1]
+        needed += self.seconds_for(least, range(1)) + self.seconds_for(least, range(judged, judged + 1))
         if needed > self.left:
             raise HemstitchError(
                 f"{question.seconds:g} s are too short: evidence and {len(least)} plans on {question.ground.batch} "
                 f"samples each take about {needed:.0f} s. Give more time, fewer steps or a smaller batch"
             )
 
+    @cached_property
     def _needed(self) -> list[Candidate]:
         """What every answer has beside it."""
         found = []
@@ -252,14 +268,15 @@ class Search:
         if self.seconds_for(wanted, range(level)) > self.left / 2:
             level = 1
         if self.seconds_for(wanted, range(level)) > self.left / 2:
-            kept = {self.priced.full, *self._needed()}
+            kept = {self.priced.full, *self._needed}
             wanted = [c for c in wanted if c in kept]
             self.notes.append("for want of time only the plans that every answer needs were probed")
         yield from self.sampled(wanted, range(level), f"{len(wanted)} plans, a first look")
 
     def _affordable(self, candidates: Sequence[Candidate], chunks: range, what: str) -> bool:
         """Whether there is time to sample these and still judge what was found."""
-        reserve = self.seconds_for([self.priced.full, *self._needed()], 1) * 1.5
+        judged = self.question.levels[-1]
+        reserve = self.seconds_for([self.priced.full, *self._needed], range(judged, judged + 1)) * 1.5
         if self.seconds_for(candidates, chunks) + reserve <= self.left:
             return True
         self.notes.append(f"for want of time left out: {what}")
@@ -326,6 +343,17 @@ class Search:
         """What was measured and costs no more."""
         return [c for c in self.level if self.priced.share(c) <= budget + 1e-9]
 
+    def _allowed(self, candidate: Candidate) -> bool:
+        """Whether a plan is one of those asked for, and not only there to be compared with or learned from."""
+        rules, options = self.question.rules, candidate.options
+        runs = len([*groupby(option.member for option in options)])
+        stretches = sum(flag for flag, _ in groupby(option.guided for option in options))
+        return (
+            (self.question.free or candidate.plan.steps in self.question.steps)
+            and (rules.seams is None or runs - 1 <= rules.seams)
+            and (not rules.interval or stretches <= 1)
+        )
+
     def _contenders(self, belief: Belief, kept: int) -> list[Candidate]:
         """For each budget the plans expected to be best, the best plain fractions and fewer steps among them."""
         found: dict[Candidate, None] = {}
@@ -333,7 +361,8 @@ class Search:
             ranked = sorted(self._within(budget), key=belief.expected)
             plain = [c for c in ranked if self._plain(c)][: 2 if kept > 3 else 1]
             fewer = [c for c in ranked if self.kinds[c] == "fewer steps"][:1]
-            found |= dict.fromkeys([*ranked[:kept], *plain, *fewer])
+            allowed = [c for c in ranked if self._allowed(c)]
+            found |= dict.fromkeys([*allowed[:kept], *plain, *fewer])
         return list(found)
 
     def _plain(self, candidate: Candidate) -> bool:
@@ -345,11 +374,15 @@ class Search:
         belief = self.belief
         for budget in self.question.budgets:
             ranked = sorted(self._within(budget), key=belief.expected)
-            if not ranked:
-                raise HemstitchError(f"no plan of {budget:.0%} was measured: give more time")
+            allowed = [c for c in ranked if self._allowed(c)]
+            if not allowed:
+                raise HemstitchError(
+                    f"no plan within a budget of {budget:.4g} is of {self.question.steps} steps with at most "
+                    f"{self.question.rules.seams} changes of member: allow more of them, fewer steps or more time"
+                )
             plain = [c for c in ranked if self._plain(c)]
             fewer = [c for c in ranked if self.kinds[c] == "fewer steps"]
-            self.answers.append(Answer(budget, ranked[0], next(iter(plain), None), next(iter(fewer), None)))
+            self.answers.append(Answer(budget, allowed[0], next(iter(plain), None), next(iter(fewer), None)))
 
     def _judge(self, chunks: range) -> Iterator[Turn]:
         """All finalists on new samples, as many as there is time for."""
@@ -360,6 +393,19 @@ class Search:
             self.notes.append(f"for want of time the verdict is of {len(chunks) * self.question.ground.batch} samples")
         self.judged = chunks
         yield from self.sampled(finalists, chunks, f"{len(finalists)} finalists, new samples")
+        self.answers = [self._settled(answer) for answer in self.answers]
+
+    def _settled(self, answer: Answer) -> Answer:
+        """Where the plan chosen does worse on the new samples than what it is held against, the best of those."""
+        mine = self.verdict_score(answer.found)
+        better = [
+            c for c in answer.finalists if self._allowed(c) and compared(mine, self.verdict_score(c)).said == "higher"
+        ]
+        if not better:
+            return answer
+        best_of = min(better, key=lambda c: self.verdict_score(c).value)
+        self.notes.append(f"{answer.found.plan} was chosen for {answer.budget:.4g}, and did worse on new samples")
+        return replace(answer, found=best_of)
 
     def _per_sample(self, chosen_by: range) -> Iterator[Turn]:
         """Adaptive plans at the mean cost of each answer's plain fraction, if it is of two members with a seam."""
@@ -368,10 +414,11 @@ class Search:
         if not fixed:
             self.notes.append("no plain fraction has a seam to be chosen by sample")
         for done, candidate in enumerate(fixed, 1):
-            if self.seconds_for([candidate], len(chosen_by) * 4 + len(self.judged)) > self.left:
+            seconds = 4 * len(chosen_by) + len(self.judged)
+            if self._priced([candidate]) * seconds * 1.5 > self.left:
                 self.notes.append("for want of time left out: a seam for each sample")
                 return
-            self.trials.append(compare(self.store, candidate, chosen_by, self.judged))
+            self.trials.append(compare(self.store, self.priced, candidate, chosen_by, self.judged))
             yield Turn("a seam for each sample", done, len(fixed))
 
     # What came out

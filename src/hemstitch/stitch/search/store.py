@@ -83,6 +83,10 @@ class Store:
             name = hashlib.sha256(" ".join(new).encode()).hexdigest()[:16]
             write_atomic(self.folder / f"{chunk:05d}-{name}.safetensors", lambda aside: save_tensors(aside, new))
 
+    def scored(self, candidate: Candidate, chunks: range) -> bool:
+        """Whether the distance of a candidate on these chunks is known."""
+        return (key_of(candidate), chunks) in self.scores
+
     def score(self, candidate: Candidate, chunks: range) -> Score:
         """The distance of a candidate on the samples of these chunks, which were all sampled."""
         key = key_of(candidate)

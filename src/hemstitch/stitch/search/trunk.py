@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...denoiser import Denoiser, Guided, Prediction
+from ...denoiser import ENDLESS, Denoiser, Guided, Prediction
 from ...errors import HemstitchError
 from ...grid import timesteps
 from ...process import Process
@@ -72,7 +72,7 @@ class Ground:
         if self.guidance_interval is None:
             return (True,) * steps
         low, high = self.guidance_interval
-        log_snr_K = process.log_snr(timesteps(process, steps, self.grid))
+        log_snr_K = process.log_snr(timesteps(process, steps, self.grid)).clamp(-ENDLESS, ENDLESS)
         return tuple(bool(low <= v <= high) for v in log_snr_K.tolist())
 
     def rows(self, chunk: int) -> range:
