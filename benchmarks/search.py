@@ -7,7 +7,7 @@
 Three members are trained on each data set (`members`); hemstitch searches among them for plans of every budget
 (`find`); the plans found are then sampled afresh, 5,000 images for each of three seeds that no search used, beside
 plain fractions, the largest member alone at fewer steps, the orders of T-Stitch's Table 7 and plans drawn at random
-(`measure`; the last under the first seed only); `report` puts the figures together, as JSON and as a picture. Every
+(`measure`; the last on 2,500 images only); `report` puts the figures together, as JSON and as a picture. Every
 part goes on where it was stopped; --seeds 0 and --seeds 1,2 may run beside one another.
 """
 
@@ -60,7 +60,7 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NUM, SEEDS, BATCH = 5_000, (101, 102, 103), 125
 CHUNKS = range(NUM // BATCH)
-PER_SAMPLE = (0.4, 0.6, 0.8)  # budgets at which a seam for each sample is tried
+STRANGERS = range(20)  # chunks, of the first seed, that plans to predict are sampled on
 RANDOM = 12  # pairs of plans that neither a reader nor a search would choose, for the rank correlation
 
 
@@ -99,11 +99,18 @@ def _digits_middle() -> Recipe:
 
 @dataclass(frozen=True)
 class Trial:
-    """A data set, its members by rising size, and the solver steps of a full trajectory."""
+    """A data set, its members by rising size, and the solver steps of a full trajectory.
+
+    samples: of a search. per_sample: budgets at which a seam for each sample is tried. thorough: also every tenth
+    fraction and three draws of the random order, whatever the budgets ask for.
+    """
 
     members: dict[str, Callable[[], Recipe]]
     steps: int
     data: Callable[[str], Dataset]
+    samples: int
+    per_sample: tuple[float, ...]
+    thorough: bool
 
     def reference(self) -> TensorImages:
         """What samples are held against: all digits, or the test images of Fashion-MNIST."""
@@ -121,6 +128,9 @@ TRIALS = {
         {"small": recipes.digits_small, "middle": _digits_middle, "large": _digits_large},
         25,
         lambda split: Digits({"train": "train", "test": "test"}.get(split, "all")),
+        samples=1500,
+        per_sample=(0.4, 0.6, 0.8),
+        thorough=True,
     ),
     "fashion": Trial(
         {
@@ -128,8 +138,11 @@ TRIALS = {
             "middle": lambda: _fashion("middle", 64, 3, 4, 8000, 2e-3),
             "large": lambda: _fashion("large", 128, 4, 4, 9000, 1e-3),
         },
-        20,
+        12,
         _fashion_images,
+        samples=1000,
+        per_sample=(0.6,),
+        thorough=False,
     ),
 }
 
@@ -141,7 +154,9 @@ def train(trial: Trial, folder: Path) -> None:
     """The classifier whose features distances are of, and the members."""
     path = folder / "classifier.safetensors"
     if not path.exists():
-        classifier = train_classifier(trial.data("train"), trial.data("test"), steps=1500 if trial.steps == 20 else 600)
+        classifier = train_classifier(
+            trial.data("train"), trial.data("test"), steps=600 if len(trial.data("train")) < 10_000 else 1500
+        )
         classifier.save(path)
         print(f"classifier: {classifier.accuracy:.4f} of the test images right", flush=True)
     for name, recipe in trial.members.items():
@@ -171,17 +186,17 @@ def searches(names: Sequence[str], steps: int) -> dict[str, tuple[list[str], tup
         "order": (pair, BUDGETS, [steps]),
         "pair": (pair, BUDGETS, steps),
         "all": (list(names), BUDGETS, steps),
-        "one budget": (pair, (0.5,), steps),
+        "one-budget": (pair, (0.5,), steps),
     }
 
 
-def find(trial: Trial, folder: Path) -> None:
+def find(trial: Trial, folder: Path, only: Sequence[str]) -> None:
     members = loaded(trial, folder)
     extractor = SmallClassifier(folder / "classifier.safetensors")
     reference = moments_of(trial.reference(), extractor)
     for name, (chosen, budgets, steps) in searches(list(members), trial.steps).items():
-        out = folder / "searches" / name.replace(" ", "-")
-        if (out / "search.json").exists():
+        out = folder / "searches" / name
+        if name not in only or (out / "search.json").exists():
             continue
         began = time.process_time()
         found = hs.search(
@@ -191,7 +206,7 @@ def find(trial: Trial, folder: Path) -> None:
             reference=reference,
             extractor=extractor,
             batch=BATCH if len(budgets) > 1 else 64,
-            samples=12 * BATCH if len(budgets) > 1 else 512,
+            samples=trial.samples if len(budgets) > 1 else 512,
             out=out,
         )
         seconds = time.process_time() - began
@@ -245,9 +260,11 @@ def plans(trial: Trial, folder: Path, priced: Priced) -> dict[str, list[hs.Plan]
     """What is measured, by why."""
     K, names = trial.steps, priced.names
     small, large = names[0], names[-1]
-    fractions = [hs.Plan.steps_each({small: k, large: K - k}) for k in sorted({round(K * i / 10) for i in range(11)})]
+    tenths = [round(K * i / 10) for i in range(11)] if trial.thorough else []
+    fractions = [hs.Plan.steps_each({small: k, large: K - k}) for k in dict.fromkeys(tenths)]
     for name in names[:-1]:
-        fractions += [p for b in BUDGETS if (p := smallest_fraction(priced, name, b)) is not None]
+        asked = BUDGETS if trial.thorough or name == small else ()
+        fractions += [p for b in asked if (p := smallest_fraction(priced, name, b)) is not None]
     found, strange = [], []
     for path in sorted((folder / "searches").glob("*/search.json")):
         data = read_json_file(path)
@@ -263,7 +280,7 @@ def plans(trial: Trial, folder: Path, priced: Priced) -> dict[str, list[hs.Plan]
         "order": [
             ordered(name, small, large, K, 0.5, seed)
             for name in ORDERS
-            for seed in range(3 if name == "decreasing" else 1)
+            for seed in range(3 if trial.thorough and name == "decreasing" else 1)
         ],
         "stranger": strange,
     }
@@ -291,25 +308,25 @@ def prices(trial: Trial, folder: Path) -> Priced:
 
 
 def measure(trial: Trial, folder: Path, seeds: Sequence[int]) -> None:
-    """Sample what is not there yet. Strangers are sampled under the first seed only."""
+    """Sample what is not there yet. Strangers are sampled on part of the first seed's."""
     members, priced = loaded(trial, folder), prices(trial, folder)
+    groups = plans(trial, folder, priced)
+    wanted = [priced.candidate(p) for why, group in groups.items() if why != "stranger" for p in group]
+    strange = [priced.candidate(p) for p in groups["stranger"]]
     for seed in seeds:
-        groups = plans(trial, folder, priced)
-        wanted = [priced.candidate(p) for why, g in groups.items() if seed == 0 or why != "stranger" for p in g]
-        wanted = list(dict.fromkeys(wanted))
         store = stage(trial, folder, SEEDS[seed], priced, members)
         began = time.perf_counter()
         for chunk in CHUNKS:
-            store.sample(wanted, chunk)
+            store.sample([*dict.fromkeys([*wanted, *(strange if seed == 0 and chunk in STRANGERS else [])])], chunk)
             if chunk % 8 == 7:
                 taken = time.perf_counter() - began
-                print(f"seed {seed}: {len(wanted)} plans, {(chunk + 1) * BATCH} images, {taken:.0f} s", flush=True)
+                print(f"seed {seed}: {len(set(wanted))} plans, {(chunk + 1) * BATCH} images, {taken:.0f} s", flush=True)
 
 
 def per_sample(trial: Trial, folder: Path, seeds: Sequence[int]) -> None:
     """A seam for each sample beside plain fractions of equal mean cost: calibrated on seed 7, then sampled afresh."""
     members, priced = loaded(trial, folder), prices(trial, folder)
-    for budget in PER_SAMPLE:
+    for budget in trial.per_sample:
         plan = smallest_fraction(priced, priced.names[0], budget)
         assert plan is not None  # of these budgets there is one
         path = folder / "per-sample" / f"{budget}.json"
@@ -360,18 +377,32 @@ def pooled(scores: Sequence[Score]) -> Score:
 
 
 def rows(trial: Trial, folder: Path, priced: Priced) -> dict[tuple[str, ...], Row]:
-    """Everything measured, by the plan's assignment; why is the first reason."""
+    """Everything measured under all seeds, by the plan's assignment; why is the first reason."""
     members = loaded(trial, folder)
     stores = [stage(trial, folder, seed, priced, members) for seed in SEEDS]
     found: dict[tuple[str, ...], Row] = {}
     for why, group in plans(trial, folder, priced).items():
-        for plan in group:
+        for plan in group if why != "stranger" else ():
             if plan.assignment not in found:
                 candidate = priced.candidate(plan)
-                scores = [store.score(candidate, CHUNKS) for store in (stores[:1] if why == "stranger" else stores)]
+                scores = [store.score(candidate, CHUNKS) for store in stores]
                 values = [score.value for score in scores]
                 found[plan.assignment] = Row(plan, why, priced.share(candidate), pooled(scores), values)
     return found
+
+
+def predicted(trial: Trial, folder: Path, priced: Priced) -> dict[str, Any]:
+    """How well the search foretold plans that it had not sampled: rank correlation with what they came to."""
+    store = stage(trial, folder, SEEDS[0], priced, loaded(trial, folder))
+    said = read_json_file(folder / "searches" / "pair" / "predictions.json")["predictions"]
+    pairs = []
+    for one in said:
+        plan = hs.Plan.from_data(one["plan"])
+        distance = store.score(priced.candidate(plan), STRANGERS).value
+        pairs.append({"plan": one["plan"], "expected_gap": one["expected"], "distance": distance})
+    ranks = spearmanr([p["expected_gap"] for p in pairs], [p["distance"] for p in pairs])
+    images = f"{len(STRANGERS) * BATCH} of seed {SEEDS[0]}"
+    return {"plans": len(pairs), "images": images, "spearman": float(ranks.statistic), "pairs": pairs}
 
 
 def gap(a: Row, b: Row) -> dict[str, Any]:
@@ -395,8 +426,7 @@ def by_budget(
     told = []
     for result in data["results"]:
         found, budget = measured[hs.Plan.from_data(result["found"]["plan"]).assignment], result["budget"]
-        whole = [row for row in measured.values() if len(row.by_seed) == len(SEEDS)]
-        within = [row for row in whole if row.share <= budget + 1e-9 and set(row.plan.assignment) <= mine]
+        within = [row for row in measured.values() if row.share <= budget + 1e-9 and set(row.plan.assignment) <= mine]
         fractions = [row for row in within if row.plan.steps == steps and is_plain(_of(row), names)]
         fewer = [row for row in within if set(row.plan.assignment) == {names[-1]}]
         rivals = {"best_fraction": fractions, "best_fewer_steps": fewer}
@@ -424,7 +454,6 @@ def saved(
         row
         for row in measured.values()
         if row.plan.steps == steps and is_plain(_of(row), names) and set(row.plan.assignment) <= {names[0], names[-1]}
-        if len(row.by_seed) == len(SEEDS)
     ]
     curve.sort(key=lambda row: row.share)
     savings = []
@@ -469,7 +498,7 @@ def report(name: str, trial: Trial, folder: Path, results: Path) -> None:
     priced = prices(trial, folder)
     names = list(priced.names)
     measured = rows(trial, folder, priced)
-    told: dict[str, Any] = {"budgets": {}, "saved_at_equal_distance": {}, "searches": {}, "spearman": {}}
+    told: dict[str, Any] = {"budgets": {}, "saved_at_equal_distance": {}, "searches": {}}
     for path in sorted((folder / "searches").glob("*/search.json")):
         search, data = path.parent.name, read_json_file(path)
         told["searches"][search] = {key: data[key] for key in ("seconds", "images_of_the_largest", "settings")} | {
@@ -479,18 +508,8 @@ def report(name: str, trial: Trial, folder: Path, results: Path) -> None:
             told["searches"][search] |= read_json_file(path.with_name("cost.json"))
         told["budgets"][search] = by_budget(search, folder, measured, names)
         told["saved_at_equal_distance"][search] = saved(told["budgets"][search], measured, names, trial.steps)
-        said = read_json_file(path.with_name("predictions.json"))["predictions"]
-        pairs = [
-            (s["expected"], measured[a].by_seed[0])
-            for s in said
-            if (a := hs.Plan.from_data(s["plan"]).assignment) in measured
-        ]
-        if len(pairs) >= 30:
-            told["spearman"][search] = {
-                "plans": len(pairs),
-                "of_predictions": float(spearmanr(*zip(*pairs, strict=True)).statistic),
-            }
-    told["per_sample"] = [adaptives(budget, trial, folder, priced, measured) for budget in PER_SAMPLE]
+    told["predicted"] = predicted(trial, folder, priced)
+    told["per_sample"] = [adaptives(budget, trial, folder, priced, measured) for budget in trial.per_sample]
     orders: dict[str, list[Row]] = {}
     for row in measured.values():
         if row.plan.rule.startswith("order:"):
@@ -517,7 +536,7 @@ def report(name: str, trial: Trial, folder: Path, results: Path) -> None:
                 f"{one['found']['distance']:.3f}",
                 against and f"{against['gap']:+.3f} ± {against['half_width']:.3f} {against['said']}",
             )
-    print(json.dumps({k: told[k] for k in ("saved_at_equal_distance", "spearman")}, indent=1))
+    print(json.dumps({k: told[k] for k in ("saved_at_equal_distance", "per_sample")}, indent=1))
 
 
 def picture(
@@ -552,6 +571,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for everything but the results")
     parser.add_argument("--part", choices=PARTS, help="one part alone")
     parser.add_argument("--seeds", default="0,1,2", help="of measure: which of the three")
+    parser.add_argument("--searches", default="order,pair,all,one-budget", help="which of them to find plans by")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     known = parser.parse_args()
     trial, folder = TRIALS[known.trial], known.out / known.trial
@@ -559,7 +579,7 @@ def main() -> None:
         if part == "members":
             train(trial, folder)
         elif part == "find":
-            find(trial, folder)
+            find(trial, folder, known.searches.split(","))
         elif part == "measure":
             seeds = [int(seed) for seed in known.seeds.split(",")]
             measure(trial, folder, seeds)

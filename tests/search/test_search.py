@@ -320,3 +320,175 @@ def test_page_and_pictures(priced, networks):
     assert "http" not in page.replace("http://www.w3.org", "")
     assert set(drawn) == {"frontier.png", "plans.png", "evidence.png"}
     assert "--plan p.json --sampler ddim" in report.command(found, ["a=b"], "p.json")
+
+
+def test_choosing_and_judging_see_all_classes(priced, networks):
+    """32 samples of 3 classes: any 16 of them have all, in no order."""
+    labels = api._labels(None, 64, 256, 0)
+    assert sorted(labels.tolist()) == sorted([*range(64)] * 4)
+    assert len(labels[:128].unique()) > 40
+    assert labels[:64].tolist() != [*range(64)]
+    assert torch.equal(labels, api._labels(None, 64, 256, 0))
+
+
+@pytest.mark.parametrize("seams", [0, 1])
+def test_only_what_was_asked_for_is_found(priced, seams):
+    """Interleaved is probed, and would be best: small is wrong for a moment in the middle only."""
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, (-2.0, 0.0))}
+    found = looked_for(members, 0.65, seams=seams)
+    runs = 1 + sum(a != b for a, b in zip(found.plan.assignment, found.plan.assignment[1:], strict=False))
+    assert runs - 1 <= seams
+    assert found.plan.steps == 12
+
+
+def test_a_budget_that_allows_one_step_of_the_largest(priced):
+    priced |= {"large": 20.0}
+    found = looked_for({"large": Normal("large"), "small": Normal("small", 0.4, LATE)}, 0.1)
+    assert found.results[0].fewer is None
+    assert found.plan.steps == 12
+
+
+def test_guidance_interval_of_a_flow_process(priced):
+    """Its first step is pure noise, of log-SNR minus infinity."""
+    flow = Process("flow", "flow")
+    members = {name: NetDenoiser(net.net, flow, net.spec) for name, net in trained_like().items()}
+    found = looked_for(members, 0.5, guidance=3.0, guidance_interval="search", steps=[6], samples=32)
+    json.dumps(found.to_data(), allow_nan=False)
+    for point in found.points:
+        low, high = point.guidance_interval or (-1e9, 1e9)
+        model = Stitched(members, point.plan)
+        options = {"guidance": 3.0, "guidance_interval": (low, high), "seeds": [(0, 0)]}
+        assert torch.isfinite(generate(model, [0], **options)).all()
+    priced_at = {p.guidance_interval: p.ms_per_image for p in found.points if set(p.plan.counts) == {"large"}}
+    assert len(priced_at) > 0
+
+
+def trained_like():
+    return {"small": network(0, 8), "large": network(1, 16)}
+
+
+@pytest.mark.parametrize("marks", [(1, 1, 0, 0, 0, 0), (0, 1, 1, 0, 0, 0), (0, 0, 0, 0, 1, 1), (0, 0, 0, 0, 0, 0)])
+@pytest.mark.parametrize("process", [PROCESS, Process("flow", "flow")])
+def test_the_interval_told_guides_the_very_steps(priced, process, marks):
+    from types import SimpleNamespace
+
+    from hemstitch.stitch.search.found import interval_of
+
+    members = {name: NetDenoiser(net.net, process, net.spec) for name, net in trained_like().items()}
+    ground = Ground(members, torch.arange(4) % 3, api.sampler_of("ddim"), guidance=3.0, batch=4)
+    candidate = Candidate(Plan.steps_each({"small": 3, "large": 3}), tuple(map(bool, marks)))
+    interval = interval_of(SimpleNamespace(question=SimpleNamespace(ground=ground)), candidate)
+    ((_, x),) = sampled(ground, [candidate], range(4))
+    same = generate(Stitched(members, candidate.plan), [0, 1, 2, 0], guidance=3.0, guidance_interval=interval)
+    assert torch.equal(x, same)
+
+
+def test_an_interval_is_refused_where_a_step_asks_at_two_levels(priced, networks):
+    for interval in ("search", (-2.0, 2.0)):
+        with pytest.raises(HemstitchError, match="two noise levels"):
+            looked_for(networks, 0.6, guidance=2.0, guidance_interval=interval, sampler="heun", steps=[6])
+
+
+def test_costs_of_another_machine_or_damaged_are_measured_again(priced, tmp_path):
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, LATE)}
+    found = looked_for(members, out=tmp_path)
+    path = tmp_path / "costs.json"
+    for spoiled in (path.read_text().replace("CPU of a test", "NVIDIA H100"), path.read_text()[:40]):
+        path.write_text(spoiled)
+        assert looked_for(members, out=tmp_path).costs.device == found.costs.device
+    (tmp_path / "evidence.json").write_text("{}")
+    (tmp_path / "spent.json").write_text("")
+    assert comparable(looked_for(members, out=tmp_path)) == comparable(found)
+
+
+def test_another_largest_member_is_another_search(priced, tmp_path):
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, LATE)}
+    looked_for(members, out=tmp_path)
+    priced |= {"small": 9.0}
+    (tmp_path / "costs.json").unlink()
+    with pytest.raises(HemstitchError, match="of other largest"):
+        looked_for(members, out=tmp_path)
+
+
+def test_a_refused_call_leaves_the_folder_free(priced, tmp_path):
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, LATE)}
+    with pytest.raises(HemstitchError, match="below the cheapest"):
+        looked_for(members, 0.05, out=tmp_path, seed=3)
+    looked_for(members, out=tmp_path)
+
+
+def test_a_finished_search_needs_no_time(priced, tmp_path):
+    priced |= {"large": 5000.0, "small": 1000.0}  # as it is told: minutes, were there anything to sample
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, LATE)}
+    whole = looked_for(members, out=tmp_path)
+    again = looked_for(members, out=tmp_path, seconds=300)
+    assert again.plan == whole.plan
+    assert not any("want of time" in note for note in again.notes)
+
+
+def test_evidence_cut_short_is_not_kept(priced, tmp_path):
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, EARLY)}
+
+    def broken_off(turn):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        looked_for(members, out=tmp_path, trajectories=24, progress=broken_off)
+    assert looked_for(members, out=tmp_path, trajectories=24).evidence.samples == 24
+
+
+def test_a_member_that_breaks_down_is_named(priced):
+    members = {"large": Normal("large"), "small": Normal("small", float("inf"), LATE)}
+    with pytest.raises(HemstitchError, match=r"at step \d+ small or large predicts NaN or infinity"):
+        looked_for(members)
+
+
+def test_doubtful_costs_are_said_to_be(priced, monkeypatch):
+    steady, waited = api.measure_costs, []
+
+    def unsteady(members, *, seconds, **more):
+        waited.append(seconds)
+        costs = steady(members, **more)
+        wide = tuple(Cost(c.member, c.guided, c.ms, c.ms, None, 0) for c in costs.entries)
+        return Costs(costs.device, costs.dtype, costs.threads, costs.batch, costs.sampler, wide, costs.measured)
+
+    monkeypatch.setattr(api, "measure_costs", unsteady)
+    found = looked_for({"large": Normal("large"), "small": Normal("small", 0.4, LATE)})
+    assert any("costs are doubtful" in note for note in found.notes)
+    assert waited == sorted(waited)
+    assert len(waited) == 2  # it tried again, for longer
+
+
+def test_what_does_worse_on_new_samples_gives_way(priced, monkeypatch):
+    """Chosen on samples that flatter it, the plan is held against what did better on those that chose nothing."""
+    from hemstitch.evaluate.score import Score
+    from hemstitch.stitch.search.searching import Search
+
+    steady = Search.verdict_score
+
+    def turned(self, candidate):
+        score = steady(self, candidate)
+        shift = 0.0 if candidate == self.answers[0].fraction else 5.0
+        return Score(score.value + shift, score.draws + shift, resampled=score.resampled)
+
+    monkeypatch.setattr(Search, "verdict_score", turned)
+    found = looked_for({"large": Normal("large"), "small": Normal("small", 0.4, EARLY)})
+    assert found.plan == found.results[0].fraction.plan
+    assert any("did worse on new samples" in note for note in found.notes)
+
+
+def test_frechet_distances_are_those_of_evaluation():
+    """Many samples of few features, and few of many."""
+    import numpy as np
+
+    from hemstitch.evaluate.frechet import frechet_distance
+    from hemstitch.stitch.search.judge import Frechet, Pixels
+
+    draw = np.random.default_rng(0)
+    for N, F in ((200, 6), (12, 40)):
+        rows = draw.normal(size=(N, F)) @ draw.normal(size=(F, F))
+        reference = Moments.of(draw.normal(size=(300, F)))
+        score = Frechet(Pixels(SPEC), FEATURES, reference, "r").score(torch.from_numpy(rows).float())
+        expected = frechet_distance(Moments.of(rows.astype(np.float32)), reference)
+        assert score.value == pytest.approx(expected, rel=1e-5)
+        assert score.error > 0

@@ -94,3 +94,18 @@ def test_a_single_model_is_refused(models, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["search", models[1], "--budget", "0.5"]) == 2
     assert "two members or more" in capsys.readouterr().err
+
+
+def test_without_matplotlib_the_plan_is_still_told(models, tmp_path, monkeypatch, capsys):
+    from hemstitch.errors import MissingExtraError
+    from hemstitch.stitch.search import report
+
+    def missing(found):
+        raise MissingExtraError("matplotlib", "report")
+
+    monkeypatch.setattr(report, "pictures", missing)
+    out = tmp_path / "plan.json"
+    assert main(["search", *models, *OPTIONS, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "without figures" in said
+    assert str(Plan.from_json(out.read_text())) in said
