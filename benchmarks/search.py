@@ -61,7 +61,7 @@ BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NUM, SEEDS, BATCH = 5_000, (101, 102, 103), 125
 CHUNKS = range(NUM // BATCH)
 STRANGERS = range(20)  # chunks, of the first seed, that plans to predict are sampled on
-RANDOM = 12  # pairs of plans that neither a reader nor a search would choose, for the rank correlation
+RANDOM = 21  # pairs of plans that neither a reader nor a search would choose, for the rank correlation
 
 
 def _fashion(name: str, width: int, depth: int, heads: int, steps: int, rate: float) -> Recipe:
@@ -196,7 +196,7 @@ def find(trial: Trial, folder: Path, only: Sequence[str]) -> None:
     reference = moments_of(trial.reference(), extractor)
     for name, (chosen, budgets, steps) in searches(list(members), trial.steps).items():
         out = folder / "searches" / name
-        if name not in only or (out / "search.json").exists():
+        if name not in only or (out / "predictions.json").exists():
             continue
         began = time.process_time()
         found = hs.search(
