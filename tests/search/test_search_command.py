@@ -9,6 +9,7 @@ import torch
 
 from hemstitch import NetConfig, NetDenoiser, Plan, Process, Spec, build, save
 from hemstitch.cli import main
+from hemstitch.stitch.search import api
 
 pytest.importorskip("matplotlib")
 
@@ -24,6 +25,11 @@ def models(tmp_path_factory):
                 torch.nn.init.normal_(parameter, std=0.1)
         save(NetDenoiser(net.eval(), Process("linear"), Spec(1, 8, 3, null_label=True)), folder / f"{name}.safetensors")
     return [f"small={folder / 'small.safetensors'}", f"large={folder / 'large.safetensors'}"]
+
+
+@pytest.fixture(autouse=True)
+def _quick_costs(monkeypatch):
+    monkeypatch.setattr(api, "PATIENCE", (0.2,))
 
 
 OPTIONS = ["--budget", "0.7,0.9", "--steps", "6", "--samples", "32", "--batch", "8", "--trajectories", "8"]

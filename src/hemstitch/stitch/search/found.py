@@ -269,8 +269,8 @@ def _verdict(search: Search, answer: Answer, found: Point) -> str:
     mine, all_large = search.verdict_score(answer.found), search.verdict_score(full)
     per_image = search.priced.ms(full) / search.question.ground.batch
     said = (
-        f"Within {answer.budget:.4g} of the time of {large} at {full.plan.steps} steps ({found.ms_per_image:.3g} of "
-        f"{per_image:.3g} ms per image): {found.plan}"
+        f"Within {100 * answer.budget:.3g} % of the time of {large} at {full.plan.steps} steps "
+        f"({found.ms_per_image:.3g} of {per_image:.3g} ms per image): {found.plan}"
     )
     if found.guidance_interval is not None:
         said += ", guided within log-SNR {:.3g} to {:.3g}".format(*found.guidance_interval)
