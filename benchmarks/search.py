@@ -250,7 +250,7 @@ def strangers(names: Sequence[str], steps: int) -> list[hs.Plan]:
         share = draw.uniform()
         other = [str(draw.choice(names[:-1])) if draw.uniform() < share else names[-1] for _ in range(steps)]
         plans += [hs.Plan.explicit(where), hs.Plan.explicit(other)]
-    return list(dict.fromkeys(plans))
+    return list({plan.assignment: plan for plan in plans}.values())
 
 
 # Measuring
@@ -396,7 +396,7 @@ def predicted(trial: Trial, folder: Path, priced: Priced) -> dict[str, Any]:
     store = stage(trial, folder, SEEDS[0], priced, loaded(trial, folder))
     said = read_json_file(folder / "searches" / "pair" / "predictions.json")["predictions"]
     pairs = []
-    for one in said:
+    for one in {json.dumps(one["plan"]["assignment"]): one for one in said}.values():
         plan = hs.Plan.from_data(one["plan"])
         distance = store.score(priced.candidate(plan), STRANGERS).value
         pairs.append({"plan": one["plan"], "expected_gap": one["expected"], "distance": distance})
@@ -419,14 +419,23 @@ def gap(a: Row, b: Row) -> dict[str, Any]:
 def by_budget(
     name: str, folder: Path, measured: dict[tuple[str, ...], Row], names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Of one search: its plan beside the plain fraction that was best of all measured ones, and beside fewer steps."""
+    """Of one search: its plan beside the plain fraction that was best of all measured ones, and beside fewer steps.
+
+    Shares of the time are by the costs that the search went by.
+    """
     data = read_json_file(folder / "searches" / name / "search.json")
-    mine = set(data["settings"]["members"])
     steps = max(data["settings"]["steps"])
+    mine = [n for n in names if n in data["settings"]["members"]]
+    priced = Priced(Costs.from_data(data["costs"]), tuple(mine), steps, lambda count, last: (False,) * count, 1)
+    measured = {
+        assignment: replace(row, share=priced.share(_of(row)))
+        for assignment, row in measured.items()
+        if set(assignment) <= set(mine)
+    }
     told = []
     for result in data["results"]:
         found, budget = measured[hs.Plan.from_data(result["found"]["plan"]).assignment], result["budget"]
-        within = [row for row in measured.values() if row.share <= budget + 1e-9 and set(row.plan.assignment) <= mine]
+        within = [row for row in measured.values() if row.share <= budget + 1e-9]
         fractions = [row for row in within if row.plan.steps == steps and is_plain(_of(row), names)]
         fewer = [row for row in within if set(row.plan.assignment) == {names[-1]}]
         rivals = {"best_fraction": fractions, "best_fewer_steps": fewer}
@@ -437,7 +446,7 @@ def by_budget(
                 one[kind] = rival.to_data()
                 one[f"against_{kind}"] = gap(found, rival)
         one["against_largest"] = gap(found, measured[(names[-1],) * steps])
-        told.append(one)
+        told.append(one | {"saved": saved(found, measured, mine, steps)})
     return told
 
 
@@ -446,30 +455,22 @@ def _of(row: Row) -> Candidate:
 
 
 def saved(
-    told: Sequence[dict[str, Any]], measured: dict[tuple[str, ...], Row], names: Sequence[str], steps: int
-) -> list[dict[str, Any]]:
-    """The time that found plans save at equal distance: for each, how much the cheapest plain fraction of no greater
-    distance takes, between measured fractions by linear interpolation."""
+    found: Row, measured: dict[tuple[str, ...], Row], names: Sequence[str], steps: int
+) -> dict[str, float] | None:
+    """The time that a found plan saves at equal distance: how much of the time the plain fractions of small and large
+    need for its distance, linear between measured ones. None where no fraction comes to it."""
     curve = [
         row
         for row in measured.values()
         if row.plan.steps == steps and is_plain(_of(row), names) and set(row.plan.assignment) <= {names[0], names[-1]}
     ]
     curve.sort(key=lambda row: row.share)
-    savings = []
-    for one in told:
-        share, distance = one["found"]["share"], one["found"]["distance"]
-        needed = None
-        for left, right in pairwise(curve):
-            if right.score.value <= distance < left.score.value:
-                part = (left.score.value - distance) / (left.score.value - right.score.value)
-                needed = left.share + part * (right.share - left.share)
-                break
-        if needed is not None:
-            savings.append(
-                {"budget": one["budget"], "share": share, "fraction_needs": needed, "saved": 1 - share / needed}
-            )
-    return savings
+    for left, right in pairwise(curve):
+        if right.score.value <= found.score.value < left.score.value:
+            part = (left.score.value - found.score.value) / (left.score.value - right.score.value)
+            needed = left.share + part * (right.share - left.share)
+            return {"share": found.share, "fractions_need": needed, "saved": 1 - found.share / needed}
+    return None
 
 
 def adaptives(
@@ -498,7 +499,7 @@ def report(name: str, trial: Trial, folder: Path, results: Path) -> None:
     priced = prices(trial, folder)
     names = list(priced.names)
     measured = rows(trial, folder, priced)
-    told: dict[str, Any] = {"budgets": {}, "saved_at_equal_distance": {}, "searches": {}}
+    told: dict[str, Any] = {"budgets": {}, "searches": {}}
     for path in sorted((folder / "searches").glob("*/search.json")):
         search, data = path.parent.name, read_json_file(path)
         told["searches"][search] = {key: data[key] for key in ("seconds", "images_of_the_largest", "settings")} | {
@@ -507,13 +508,11 @@ def report(name: str, trial: Trial, folder: Path, results: Path) -> None:
         if path.with_name("cost.json").exists():
             told["searches"][search] |= read_json_file(path.with_name("cost.json"))
         told["budgets"][search] = by_budget(search, folder, measured, names)
-        told["saved_at_equal_distance"][search] = saved(told["budgets"][search], measured, names, trial.steps)
     told["predicted"] = predicted(trial, folder, priced)
     told["per_sample"] = [adaptives(budget, trial, folder, priced, measured) for budget in trial.per_sample]
     orders: dict[str, list[Row]] = {}
-    for row in measured.values():
-        if row.plan.rule.startswith("order:"):
-            orders.setdefault(row.plan.rule.removeprefix("order:"), []).append(row)
+    for plan in plans(trial, folder, priced)["order"]:
+        orders.setdefault(plan.rule.removeprefix("order:"), []).append(measured[plan.assignment])
     classifier = TrainedClassifier.load(folder / "classifier.safetensors")
     told |= {
         "trial": name,
@@ -536,7 +535,7 @@ def report(name: str, trial: Trial, folder: Path, results: Path) -> None:
                 f"{one['found']['distance']:.3f}",
                 against and f"{against['gap']:+.3f} ± {against['half_width']:.3f} {against['said']}",
             )
-    print(json.dumps({k: told[k] for k in ("saved_at_equal_distance", "per_sample")}, indent=1))
+    print(json.dumps({k: told[k] for k in ("per_sample",)}, indent=1))
 
 
 def picture(

@@ -318,6 +318,7 @@ def test_page_and_pictures(priced, networks):
     assert all(f">{point.plan}<" in page.replace("</td>", "<") for point in found.points)
     assert 'src="data:image/png' in page
     assert "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("<tr><td>") >= len(report.thinned(found.frontier)) > 1
     assert set(drawn) == {"frontier.png", "plans.png", "evidence.png"}
     assert "--plan p.json --sampler ddim" in report.command(found, ["a=b"], "p.json")
 

@@ -53,7 +53,7 @@ def search(known: argparse.Namespace, rest: list[str]) -> int:
     for trial in found.per_sample:
         seam = trial.fixed.plan.counts[trial.plan.first]
         write_text(folder / f"adaptive-{seam}.json", trial.plan.to_json())
-    line.say(f"{found}\n")
+    line.say(f"{found}\n\n{found.costs}\n")
     line.say(f"{report.spent(found)}\n{report.command(found, known.members, known.out)}")
     try:
         drawn = report.pictures(found)

@@ -6,6 +6,7 @@ Shape suffixes: O options, S steps.
 from __future__ import annotations
 
 import io
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -13,7 +14,7 @@ from typing import Any
 
 from ...errors import MissingExtraError
 from ...evaluate.report import STYLE, data_of
-from .found import Found, Point
+from .found import Ahead, Found, Point
 from .picture import Dot, frontier_png, plans_png
 from .picture import Kind as Look
 
@@ -145,6 +146,10 @@ def html(found: Found, drawn: Mapping[str, bytes] | None = None) -> str:
     images = {name: data_of(png) for name, png in (drawn or pictures(found)).items()}
     verdicts = "".join(f"<p>{escape(part)}</p>" for part in found.verdict.split("\n\n"))
     rows = "".join(_row(found, point) for point in found.points)
+    ahead = "".join(
+        f"<tr><td>{escape(str(a.plan))}</td><td>{a.share:.3f}</td><td>{a.expected_gap:+.3g}</td></tr>"
+        for a in thinned(found.frontier)
+    )
     settings = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in found.settings.items())
     source = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in found.provenance.items())
     return f"""<!doctype html>
@@ -163,6 +168,10 @@ samples that chose none of them, of others on those that plans were chosen by, w
 distance. Expected: from all plans together, as a sum over steps. Time is the sum of the members' own measured cost.</p>
 <p class="soft">Plans as strips of steps, noise on the left; their share of the time, and their gap.</p>
 <img alt="plans as strips of steps" src="{images["plans.png"]}">
+<h2>The frontier</h2>
+<p class="soft">The plan expected to be best within each share of the time, of all there are, sampled or not.</p>
+<div class="scroll"><table><thead><tr><th>plan</th><th>share of<br>the time</th><th>expected<br>gap</th></tr></thead>
+<tbody>{ahead}</tbody></table></div>
 <h2>The evidence, step by step</h2>
 <p class="soft">On {found.evidence.samples} trajectories of the largest member every other was asked at every step.
 Last panel: what all measured plans together say that a step costs; below zero, the other member does better.</p>
@@ -172,6 +181,14 @@ Last panel: what all measured plans together say that a step costs; below zero, 
 <h2>Provenance</h2><dl>{source}</dl>
 </body></html>
 """
+
+
+def thinned(frontier: Sequence[Ahead], part: float = 0.05) -> list[Ahead]:
+    """The best within every twentieth of the time."""
+    best: dict[int, Ahead] = {}
+    for ahead in frontier:  # by rising share, each better than those before
+        best[math.ceil(ahead.share / part - 1e-9)] = ahead
+    return list(best.values())
 
 
 def _row(found: Found, point: Point) -> str:
