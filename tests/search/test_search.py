@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -279,6 +280,11 @@ def test_short_of_time_it_tries_less_and_says_so(priced):
         ({"reference": "digits:all"}, "extractor="),
         ({"seconds": 0}, "above 0"),
         ({"seams": -1}, "at least 0"),
+        ({"seams": 1.5}, "seams is a whole number"),
+        ({"samples": 64.0}, "samples is a whole number"),
+        ({"seed": 0.5}, "seed is a whole number"),
+        ({"budget": [0.6, "half"]}, "a number above 0"),
+        ({"steps": 12.5}, "steps is a whole number"),
     ],
 )
 def test_refusals(priced, options, message):
@@ -324,7 +330,9 @@ def test_page_and_pictures(priced, networks):
 
 
 def test_choosing_and_judging_see_all_classes(priced, networks):
-    """32 samples of 3 classes: any 16 of them have all, in no order."""
+    """256 samples of 64 classes: any half has most of them, in no order."""
+    many = api._labels(None, 1000, 512, 0)
+    assert many.max() > 900  # not the first 512 classes alone
     labels = api._labels(None, 64, 256, 0)
     assert sorted(labels.tolist()) == sorted([*range(64)] * 4)
     assert len(labels[:128].unique()) > 40
@@ -475,7 +483,10 @@ def test_what_does_worse_on_new_samples_gives_way(priced, monkeypatch):
     monkeypatch.setattr(Search, "verdict_score", turned)
     found = looked_for({"large": Normal("large"), "small": Normal("small", 0.4, EARLY)})
     assert found.plan == found.results[0].fraction.plan
-    assert any("did worse on new samples" in note for note in found.notes)
+    assert "which did worse on these samples" in found.verdict
+    assert "that no plan was proposed by" in found.verdict
+    assert "expected to be better" not in found.verdict
+    assert sum(point.judged is not None for point in found.points) == 4  # the rejected one's measure is told, too
 
 
 def test_frechet_distances_are_those_of_evaluation():
@@ -493,3 +504,67 @@ def test_frechet_distances_are_those_of_evaluation():
         expected = frechet_distance(Moments.of(rows.astype(np.float32)), reference)
         assert score.value == pytest.approx(expected, rel=1e-5)
         assert score.error > 0
+
+
+def test_doubtful_costs_are_measured_again_next_time(priced, monkeypatch, tmp_path):
+    steady, calls = api.measure_costs, []
+
+    def measured(members, *, seconds, **more):
+        calls.append(seconds)
+        costs = steady(members, **more)
+        wide = 1.0 if len(calls) <= 2 else 0.0
+        entries = tuple(Cost(c.member, c.guided, c.ms, wide * c.ms, None, 0) for c in costs.entries)
+        return Costs(costs.device, costs.dtype, costs.threads, costs.batch, costs.sampler, entries, costs.measured)
+
+    monkeypatch.setattr(api, "measure_costs", measured)
+    monkeypatch.setattr(api, "_same_machine", lambda *arguments: True)
+    members = {"large": Normal("large"), "small": Normal("small", 0.4, LATE)}
+    assert looked_for(members, out=tmp_path).notes
+    assert not looked_for(members, out=tmp_path).notes
+    assert not looked_for(members, out=tmp_path).notes
+    assert len(calls) == 3
+    calls.clear()
+    looked_for(members, seconds=20)
+    assert calls == [2.0]  # a tenth of the time, and not again
+
+
+def test_an_interval_that_only_one_process_has_a_step_in(priced):
+    members = trained_like()
+    mixed = {
+        "small": members["small"],
+        "large": NetDenoiser(members["large"].net, Process("flow", "flow"), members["large"].spec),
+    }
+    log_snr = [sorted(m.process.log_snr(timesteps(m.process, 6)).tolist()) for m in mixed.values()]
+    lone = next(v for v in log_snr[0] if min(abs(v - w) for w in log_snr[1]) > 0.2)
+    found = looked_for(mixed, 0.9, guidance=3.0, guidance_interval=(lone - 0.1, lone + 0.1), steps=[6], samples=32)
+    assert found.plan.steps == 6
+
+
+def test_the_command_is_one_that_the_parser_takes(priced, networks):
+    import shlex
+
+    from hemstitch.cli.parser import parser_of
+
+    found = looked_for(networks, 0.5, guidance=3.0, guidance_interval="search", steps=[6], samples=32)
+    for point in found.points:
+        told = type(found)(**{**vars(found), "results": (replace(found.results[0], found=point),)})
+        words = shlex.split(report.command(told, ["small=a b", "large=c"], "my plan.json"))
+        known = parser_of().parse_args(words[1:])
+        assert known.plan.name == "my plan.json"
+        assert known.members == ["small=a b", "large=c"]
+        interval = point.guidance_interval
+        assert known.guidance_interval == (None if interval is None else pytest.approx(interval, abs=1e-3))
+
+
+def test_samples_that_break_down_are_told(priced, monkeypatch):
+    from hemstitch.stitch.search import store
+
+    original = store.sampled
+
+    def broken(*arguments):
+        for candidate, x in original(*arguments):
+            yield candidate, x * float("nan") if "small" in candidate.plan.counts else x
+
+    monkeypatch.setattr(store, "sampled", broken)
+    with pytest.raises(HemstitchError, match=r"samples of .*small.* hold NaN or infinity"):
+        looked_for({"large": Normal("large"), "small": Normal("small", 0.4, LATE)})

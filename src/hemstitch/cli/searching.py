@@ -52,7 +52,7 @@ def search(known: argparse.Namespace, rest: list[str]) -> int:
         write_text(folder / f"plan-{result.budget:g}.json", result.found.plan.to_json())
     for trial in found.per_sample:
         seam = trial.fixed.plan.counts[trial.plan.first]
-        write_text(folder / f"adaptive-{seam}.json", trial.plan.to_json())
+        write_text(folder / f"adaptive-{trial.plan.first}-{seam}.json", trial.plan.to_json())
     line.say(f"{found}\n\n{found.costs}\n")
     line.say(f"{report.spent(found)}\n{report.command(found, known.members, known.out)}")
     try:

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from operator import index
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -76,8 +76,8 @@ def search(
     members: names to denoisers, in any order: the dearest, by measured cost, is the one whose quality is wanted.
     budget: share of its time at all steps, or several; milliseconds: the same as time per image, instead.
     reference: what samples are measured against, in the features of `extractor`: pictures or statistics as
-        `open_reference` takes them. Without one, plans are ranked by the mean square by which samples differ from the
-        dearest member's of the same seeds (of features, if there is an extractor), which counts any change as a loss.
+        `open_reference` takes them. Without one, plans are ranked by how much samples differ from the dearest member's
+        of the same seeds (RMS; of features, if there is an extractor), which counts any change as a loss.
     labels: as in bulk sampling: None or "balanced" for all classes in turn, "random", or the classes to use.
     steps: solver steps of a full trajectory, of which budgets are shares; plans of fewer, down to a third, are tried,
         too. Several numbers are those to choose among; [50] is 50 alone.
@@ -88,8 +88,9 @@ def search(
     trajectories: of the dearest member, on which members are compared step by step.
     batch: samples at a time; latency is measured at this size. seed: of samples and proposals.
     seconds: a time bound, within which less is tried and the answer says what was left out.
-    per_sample: compare an `AdaptivePlan` with the best plain fraction, at equal mean cost.
-    decode: latents to images in -1..1. out: a folder where everything measured is kept; the same search goes on there.
+    per_sample: compare an `AdaptivePlan` with the best plain fraction, of about the same mean seam.
+    decode: latents to images in -1..1; its `told`, a text if it has one, tells it from others.
+    out: a folder where everything measured is kept; the same search goes on there.
 
     The same seed and costs find the same plan (costs are kept in `out`). Raises HemstitchError for members that cannot
     be traded, budgets that cannot be met and time too short for one plan.
@@ -102,7 +103,7 @@ def search(
         raise HemstitchError(f"guidance_interval is (low, high) log-SNR or 'search', not {guidance_interval!r}")
     interval = None if searched or isinstance(guidance_interval, str) else guidance_interval
     _check(members, counts, solver, guidance, guidance_channels, interval, grid, searched)
-    _check_numbers(samples, batch, trajectories, seams, seconds)
+    _check_numbers(samples, batch, trajectories, seams, seconds, seed)
     asked = _asked(budget, milliseconds)
     if seed is None or seed < 0:
         raise HemstitchError(
@@ -116,7 +117,7 @@ def search(
     remembers = solver.order > 1 and solver.evaluations == 1
     seams = (2 if remembers else 4) if seams is None else seams
     folder = None if out is None else Path(out)
-    costs, doubts = _costs(folder, ground, searched)
+    costs, doubts = _costs(folder, ground, searched, seconds)
     names = tuple(sorted(members, key=lambda name: costs.ms(name, guidance != 1)))
     priced = Priced(
         costs,
@@ -135,7 +136,7 @@ def search(
     )
     kept = None if folder is None else folder / "rows"
     search = Search(question, priced, Store(ground, judge, priced.full, kept), began=began)
-    search.evidence = _evidence(folder, trajectories)
+    search.evidence = _evidence(folder, search)
     search.notes += doubts
     if samples % batch:
         search.notes.append(f"samples are drawn {batch} at a time: {samples % batch} of {samples} were left out")
@@ -179,11 +180,17 @@ def _counts(steps: int | Sequence[int]) -> tuple[tuple[int, ...], bool]:
 
 
 def _labels(labels: Sequence[int] | Tensor | str | None, classes: int, samples: int, seed: int) -> Tensor | None:
-    """(N,) the classes of the samples in an order drawn by the seed: what chooses and what judges has all of them."""
+    """(N,) the classes of the samples, in an order drawn by the seed, so that what chooses and what judges are alike.
+
+    Balanced, of more classes than samples, they are a draw of the classes.
+    """
     chosen = chosen_labels(labels, classes, samples, seed)
     if chosen is None:
         return None
-    return chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))]
+    generator = torch.Generator().manual_seed(seed)
+    if labels is None or labels == "balanced":
+        chosen = torch.randperm(classes, generator=generator)[chosen]
+    return chosen[torch.randperm(len(chosen), generator=generator)]
 
 
 def _asked(budget: float | Sequence[float] | None, milliseconds: float | None) -> tuple[float, ...]:
@@ -192,7 +199,10 @@ def _asked(budget: float | Sequence[float] | None, milliseconds: float | None) -
         raise HemstitchError(
             "say how long sampling may take: budget= (a share of the largest member's time) or milliseconds="
         )
-    values = () if budget is None else tuple(budget) if isinstance(budget, Iterable) else (budget,)
+    try:
+        values = () if budget is None else tuple(budget) if isinstance(budget, Iterable) else (budget,)
+    except TypeError:  # an array of no dimensions is one number
+        values = (float(budget),)  # type: ignore[arg-type]
     if budget is not None and not values:
         raise HemstitchError("at least one budget")
     wrong = [v for v in (*values, *([milliseconds] * (milliseconds is not None))) if not _is_positive(v)]
@@ -238,7 +248,13 @@ def _check(
         )
 
 
-def _check_numbers(samples: int, batch: int, trajectories: int, seams: int | None, seconds: float | None) -> None:
+def _check_numbers(
+    samples: int, batch: int, trajectories: int, seams: int | None, seconds: float | None, seed: int | None
+) -> None:
+    whole = {"samples": samples, "batch": batch, "trajectories": trajectories, "seams": seams, "seed": seed}
+    for name, value in whole.items():
+        if value is not None and not isinstance(value, Integral):
+            raise HemstitchError(f"{name} is a whole number, not {value!r}")
     if batch < 1 or samples < 2 * batch:
         raise HemstitchError(
             f"samples are drawn {batch} at a time, some to choose by and some to judge by: give samples of at least "
@@ -301,7 +317,7 @@ def _settings(
         "members": {name: identity(member) for name, member in ground.members.items()},
         "largest": largest,
         "judge": judge.hash,
-        "decode": None if decode is None else str(getattr(decode, "told", getattr(decode, "__qualname__", decode))),
+        "decode": None if decode is None else str(getattr(decode, "told", type(decode).__name__)),
         "sampler": repr(ground.sampler),
         "steps": list(counts),
         "grid": ground.grid,
@@ -335,22 +351,26 @@ def _continued(folder: Path | None, settings: dict[str, Any]) -> float:
             f"{folder} holds another search, of other {', '.join(differing)}: give another folder, or remove it"
         )
     try:
-        return float(read_json_file(folder / "spent.json")["seconds"])
+        spent = float(read_json_file(folder / "spent.json")["seconds"])
+        return spent if math.isfinite(spent) else 0.0
     except (HemstitchError, KeyError, TypeError, ValueError):
         return 0.0
 
 
-def _costs(folder: Path | None, ground: Ground, searched: bool) -> tuple[Costs, list[str]]:
+def _costs(folder: Path | None, ground: Ground, searched: bool, bound: float | None) -> tuple[Costs, list[str]]:
     """Measured once for a search, since what is chosen hangs on them, and what is doubtful about them.
 
-    Costs that were measured before in the folder are taken if they are of this machine, these members and modes.
+    Costs that were measured before in the folder are taken if they are of this machine, these members and modes, and
+    not doubtful. bound: seconds for the whole search, or None.
     """
     modes = [False, True] if searched or ground.guidance_interval is not None else [ground.guidance != 1]
     kept = None if folder is None else _read(folder / "costs.json", Costs.from_data)
-    if kept is not None and _same_machine(kept, ground, modes):
-        return kept, _doubts(kept)
+    if kept is not None and _same_machine(kept, ground, modes) and not _doubts(kept):
+        return kept, []
     costs: Costs | None = None
     for seconds in PATIENCE:
+        if costs is not None and bound is not None and seconds > bound / 10:
+            break
         costs = measure_costs(
             ground.members,
             batch=ground.batch,
@@ -358,7 +378,7 @@ def _costs(folder: Path | None, ground: Ground, searched: bool) -> tuple[Costs, 
             sampler=ground.sampler,
             guidance=ground.guidance,
             guidance_channels=ground.guidance_channels,
-            seconds=seconds,
+            seconds=seconds if bound is None else min(seconds, bound / 10),
         )
         if not _doubts(costs):
             break
@@ -386,10 +406,13 @@ def _same_machine(costs: Costs, ground: Ground, modes: Sequence[bool]) -> bool:
     )
 
 
-def _evidence(folder: Path | None, trajectories: int) -> Evidence | None:
+def _evidence(folder: Path | None, search: Search) -> Evidence | None:
     """What an earlier sitting measured, if it measured all that was asked for."""
     kept = None if folder is None else _read(folder / "evidence.json", Evidence.from_data)
-    return kept if kept is not None and kept.samples == trajectories else None
+    question = search.question
+    if kept is None or kept.samples != question.trajectories:
+        return None
+    return kept if kept.options == tuple(search.options) and len(kept.gain) == question.full else None
 
 
 T = TypeVar("T")

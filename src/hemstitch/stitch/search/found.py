@@ -256,6 +256,14 @@ def _result(search: Search, answer: Answer, points: dict[Candidate, Point]) -> R
     return Result(answer.budget, found, point(answer.fraction), point(answer.fewer), _verdict(search, answer, found))
 
 
+def _span(interval: Interval) -> str:
+    """An interval of log-SNR in words."""
+    low, high = interval
+    if low <= -ENDLESS:
+        return f"up to log-SNR {high:.3g}"
+    return f"from log-SNR {low:.3g} on" if high >= ENDLESS else f"within log-SNR {low:.3g} to {high:.3g}"
+
+
 _SAID = {"no difference": "no difference", "lower": "better", "higher": "worse", "no verdict": "no verdict"}
 
 
@@ -273,21 +281,28 @@ def _verdict(search: Search, answer: Answer, found: Point) -> str:
         f"({found.ms_per_image:.3g} of {per_image:.3g} ms per image): {found.plan}"
     )
     if found.guidance_interval is not None:
-        said += ", guided within log-SNR {:.3g} to {:.3g}".format(*found.guidance_interval)
+        said += f", guided {_span(found.guidance_interval)}"
+    first = "that chose nothing" if answer.rejected is None else "that no plan was proposed by"
     said += (
-        f". On {mine.resampled} samples that chose nothing, its {search.store.judge.unit} is {mine.value:.3g} ± "
+        f". On {mine.resampled} samples {first}, its {search.store.judge.unit} is {mine.value:.3g} ± "
         f"{mine.half_width:.2g}; of {large} at all steps it is {all_large.value:.3g} "
         f"({_gap(compared(mine, all_large))}). "
     )
-    if answer.fraction == answer.found:
+    if answer.rejected is not None:
+        other = search.verdict_score(answer.rejected)
+        said += (
+            f"It was taken for what the search had chosen, {answer.rejected.plan}, which did worse on these samples "
+            f"({other.value:.3g}). "
+        )
+    elif answer.fraction == answer.found:
         said += "It is a plain fraction: nothing that was tried is expected to be better. "
-    elif answer.fraction is not None:
+    if answer.fraction is not None and answer.fraction != answer.found:
         other = search.verdict_score(answer.fraction)
         gap = compared(mine, other)
         said += f"Of the best plain fraction, {answer.fraction.plan}, it is {other.value:.3g} ({_gap(gap)}). "
         if gap.said == "no difference":
             said += "A plain fraction is as good, as far as these samples tell. "
-    else:
+    if answer.fraction is None:
         said += "No plain fraction fits the budget. "
     if answer.fewer is not None and answer.fewer != answer.found:
         other = search.verdict_score(answer.fewer)

@@ -1,4 +1,4 @@
-"""A seam for each sample instead of one for all, compared at equal mean cost.
+"""A seam for each sample instead of one for all, compared at about the same mean seam, and so cost.
 
 The thresholds of several signals are calibrated on the samples that plans are chosen by, so that the mean seam is that
 of a fixed plan; the best of them is judged beside the fixed plan on samples that chose nothing.
@@ -98,7 +98,7 @@ def recorded(ground: Ground, first: str, then: str, steps: int, chunks: Sequence
 def compare(
     store: Store, priced: Priced, fixed: Candidate, chosen_by: Sequence[int], judged_by: Sequence[int]
 ) -> PerSample:
-    """The best adaptive plan at the mean seam of a fixed one, both sampled on the chunks to judge by.
+    """The best adaptive plan at the mean seam of a fixed one (as calibrated), both sampled on the chunks to judge by.
 
     fixed: a plain fraction of two members whose seam is at least 2, sampled on `judged_by` already.
     """

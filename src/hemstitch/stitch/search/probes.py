@@ -88,6 +88,7 @@ def _plans(priced: Priced, budgets: Sequence[float], counts: Sequence[int]) -> I
             yield "fewer steps", fewer
     if min(counts) < K:
         yield "fewer steps", Plan.steps_each({large: min(counts)})
+        yield "alone", Plan.steps_each({small: min(counts)})
     for name in names[:-1]:
         for tenth in TENTHS if name == small else TENTHS[1::2]:
             yield "fraction", _first(name, round(tenth * K), large, K)

@@ -122,7 +122,7 @@ def command(found: Found, members: Sequence[str], path: Any) -> str:
         words += ["--guidance", f"{settings['guidance']:g}"]
         interval = found.guidance_interval or settings["guidance_interval"]
         if interval is not None and interval != "search":
-            words += ["--guidance-interval", *(f"{end:.6g}" for end in interval)]
+            words += ["--guidance-interval", *(f"{end:.4f}" for end in interval)]
     if settings["guidance_channels"] is not None:
         words += ["--guidance-channels", str(settings["guidance_channels"])]
     if settings["grid"] != "released":

@@ -83,17 +83,19 @@ class Answer:
     """What was found for a budget, and what it was judged beside, on samples that chose none of them.
 
     fraction, fewer: the best plain fraction within the budget, and the largest member alone in as many steps as it
-    allows; None where there is none.
+    allows; None where there is none. rejected: what had been chosen, where new samples spoke against it.
     """
 
     budget: float
     found: Candidate
     fraction: Candidate | None
     fewer: Candidate | None
+    rejected: Candidate | None = None
 
     @property
     def finalists(self) -> list[Candidate]:
-        return [*dict.fromkeys(c for c in (self.found, self.fraction, self.fewer) if c is not None)]
+        finalists = (self.found, self.fraction, self.fewer, self.rejected)
+        return [*dict.fromkeys(c for c in finalists if c is not None)]
 
 
 @dataclass
@@ -117,12 +119,12 @@ class Search:
 
     @cached_property
     def options(self) -> list[Option]:
-        """Every way to do a step."""
+        """Every way to do a step: both guided and not wherever guidance has an interval, whichever process's steps it
+        meets."""
         names, ground = self.priced.names, self.question.ground
-        guided = {flag for steps in self.question.steps for flag in self.priced.guided(steps, self.priced.largest)}
-        if self.question.rules.interval:
+        guided = {ground.guidance != 1}
+        if self.question.rules.interval or (ground.guidance != 1 and ground.guidance_interval is not None):
             guided = {True, False}
-        assert ground.guidance != 1 or guided == {False}
         return [Option(name, flag) for flag in sorted(guided, reverse=True) for name in names]
 
     @cached_property
@@ -242,7 +244,8 @@ class Search:
     @cached_property
     def _needed(self) -> list[Candidate]:
         """What every answer has beside it."""
-        found = []
+        fewest = Plan.steps_each({self.priced.names[0]: min(self.question.steps)})
+        found = [self.priced.candidate(fewest)]
         for budget in self.question.budgets:
             plans = [smallest_fraction(self.priced, self.priced.names[0], budget), fewer_steps(self.priced, budget)]
             found += [self.priced.candidate(plan) for plan in plans if plan is not None]
@@ -404,8 +407,7 @@ class Search:
         if not better:
             return answer
         best_of = min(better, key=lambda c: self.verdict_score(c).value)
-        self.notes.append(f"{answer.found.plan} was chosen for {answer.budget:.4g}, and did worse on new samples")
-        return replace(answer, found=best_of)
+        return replace(answer, found=best_of, rejected=answer.found)
 
     def _per_sample(self, chosen_by: range) -> Iterator[Turn]:
         """Adaptive plans at the mean cost of each answer's plain fraction, if it is of two members with a seam."""
@@ -418,6 +420,7 @@ class Search:
             if self._priced([candidate]) * seconds * 1.5 > self.left:
                 self.notes.append("for want of time left out: a seam for each sample")
                 return
+            yield from self.sampled([candidate], chosen_by, "a seam for each sample")
             self.trials.append(compare(self.store, self.priced, candidate, chosen_by, self.judged))
             yield Turn("a seam for each sample", done, len(fixed))
 

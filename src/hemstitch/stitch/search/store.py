@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...errors import HemstitchError
 from ...evaluate.score import Score
 from ...files import discard, save_tensors, write_atomic
 from .judge import Judge
@@ -76,6 +77,10 @@ class Store:
             self.beside[chunk] = drawn[self.baseline].cpu()
             new[f"beside.{chunk}"] = self.beside[chunk].contiguous()
         for candidate, x in drawn.items():
+            if not bool(torch.isfinite(x).all()):
+                raise HemstitchError(
+                    f"samples of {candidate.plan} hold NaN or infinity: use another precision, sampler or guidance"
+                )
             rows = self.judge.rows(x, self.beside.get(chunk)).contiguous()
             self.rows[key_of(candidate), chunk] = rows
             new[f"{key_of(candidate)}.{chunk}"] = rows
