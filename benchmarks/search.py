@@ -502,7 +502,7 @@ def report(name: str, trial: Trial, folder: Path, results: Path) -> None:
     told: dict[str, Any] = {"budgets": {}, "searches": {}}
     for path in sorted((folder / "searches").glob("*/search.json")):
         search, data = path.parent.name, read_json_file(path)
-        told["searches"][search] = {key: data[key] for key in ("seconds", "images_of_the_largest", "settings")} | {
+        told["searches"][search] = {key: data[key] for key in ("seconds", "images_of_the_largest", "settings", "provenance")} | {
             "plans": len(data["points"])
         }
         if path.with_name("cost.json").exists():
@@ -553,7 +553,7 @@ def picture(
             kind, label = ("largest", "") if row.plan.steps == steps else ("fewer steps", f"{row.plan.steps} steps")
         elif len(counts) == 1 and row.plan.assignment[0] == names[0]:
             kind = "cheapest"
-        elif is_plain(_of(row), names) and set(counts) == {names[0], names[-1]}:
+        elif row.plan.steps == steps and is_plain(_of(row), names) and set(counts) == {names[0], names[-1]}:
             kind, label = "fraction", f"{counts[names[0]] / row.plan.steps:.2g}"
         dots.append(Dot(kind, label, row.share, row.score.value, row.score.half_width))
     return frontier_png(
