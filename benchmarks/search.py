@@ -502,9 +502,9 @@ def report(name: str, trial: Trial, folder: Path, results: Path) -> None:
     told: dict[str, Any] = {"budgets": {}, "searches": {}}
     for path in sorted((folder / "searches").glob("*/search.json")):
         search, data = path.parent.name, read_json_file(path)
-        told["searches"][search] = {key: data[key] for key in ("seconds", "images_of_the_largest", "settings", "provenance")} | {
-            "plans": len(data["points"])
-        }
+        told["searches"][search] = {
+            key: data[key] for key in ("seconds", "images_of_the_largest", "settings", "provenance")
+        } | {"plans": len(data["points"])}
         if path.with_name("cost.json").exists():
             told["searches"][search] |= read_json_file(path.with_name("cost.json"))
         told["budgets"][search] = by_budget(search, folder, measured, names)

@@ -25,7 +25,7 @@ import torch
 
 from hemstitch import Process, recipes
 from hemstitch.data import ImageFolder
-from hemstitch.describe import describe
+from hemstitch.description import describe
 from hemstitch.provenance import provenance
 from hemstitch.recipe import DataRecipe, Recipe
 from hemstitch.train.engine import DTYPES, Engine, keep_pages

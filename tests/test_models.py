@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hemstitch import HemstitchError, NetConfig, Process, build, describe
-from hemstitch.describe import parameters_of
+from hemstitch.description import parameters_of
 from hemstitch.models import switch_dit
 from hemstitch.models.switch_dit import top_k_mask
 from hemstitch.train.objective import Objective

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import hemstitch as hs
 
@@ -13,12 +14,19 @@ def test_every_name_resolves_and_has_a_docstring():
     assert set(hs.__all__) <= set(dir(hs))
 
 
+def test_no_module_has_the_name_of_a_function():
+    """Importing it would put the module in the function's place: hs.describe was one, until this was seen."""
+    folder = Path(hs.__file__).parent
+    there = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not there & set(hs.__all__)
+
+
 def test_unknown_names_are_attribute_errors():
     assert not hasattr(hs, "stich")
 
 
 def test_the_readmes_names_are_public():
-    used = {"load", "save", "Plan", "Stitched", "generate", "sample", "describe"}
+    used = {"load", "save", "Plan", "Stitched", "generate", "sample", "describe", "search", "Found", "AdaptivePlan"}
     assert used <= set(hs.__all__)
 
 

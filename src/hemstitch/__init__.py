@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .denoiser import Denoiser, Guided, NetDenoiser, Prediction, Spec
-    from .describe import describe
+    from .description import describe
     from .errors import CheckpointError, HemstitchError, StitchError
     from .models import NetConfig, build
     from .process import Process
@@ -38,7 +38,7 @@ _HOME = {
     "StitchError": "errors",
     "Stitched": "stitch.stitched",
     "build": "models",
-    "describe": "describe",
+    "describe": "description",
     "generate": "sampling",
     "load": "weights",
     "sample": "sampling",

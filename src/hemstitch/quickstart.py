@@ -21,7 +21,7 @@ from torch import Tensor
 from . import recipes
 from .data import Digits
 from .denoiser import NetDenoiser
-from .describe import describe
+from .description import describe
 from .errors import HemstitchError
 from .evaluate import pictures, report
 from .evaluate.classifier import TrainedClassifier, train_classifier

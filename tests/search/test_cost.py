@@ -9,7 +9,7 @@ import torch
 
 from hemstitch import Denoiser, Guided, HemstitchError, NetConfig, NetDenoiser, Plan, Process, Spec, Stitched, build
 from hemstitch.denoiser import Prediction
-from hemstitch.describe import describe
+from hemstitch.description import describe
 from hemstitch.samplers import DDIM
 from hemstitch.stitch.search import timing
 from hemstitch.stitch.search.cost import Cost, Costs, measure_costs

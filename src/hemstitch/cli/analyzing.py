@@ -22,7 +22,7 @@ def analyze(known: argparse.Namespace, rest: list[str]) -> int:
     from ..analyze.experts import expert_use
     from ..analyze.study import Samples, study
     from ..denoiser import NetDenoiser
-    from ..describe import describe
+    from ..description import describe
     from ..files import write_bytes, write_text
     from ..models import SwitchDiT
     from ..share import device_of

@@ -18,7 +18,7 @@ def convert(known: argparse.Namespace, rest: list[str]) -> int:
 
 
 def describe(known: argparse.Namespace, rest: list[str]) -> int:
-    from ..describe import describe
+    from ..description import describe
     from ..weights import load
 
     options = given(known, "family", "num_heads", "top_k", "input_size", "ema")

@@ -84,7 +84,7 @@ def _intervals(known: argparse.Namespace, recipe: Recipe) -> Recipe:
 
 def _dry_run(recipe: Recipe, device: str | None) -> int:
     from ..data import open_dataset
-    from ..describe import describe
+    from ..description import describe
     from ..train.estimate import Noise, estimate
 
     if recipe.data.kind in ("folder", "latents") and not recipe.data.path:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import seeds
 from ..data import Dataset
-from ..describe import parameters_of
+from ..description import parameters_of
 from ..models import NetConfig
 from ..recipe import Recipe
 from ..weights.native import Samples

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..describe import describe
+from ..description import describe
 from ..recipe import Recipe
 from .engine import DTYPES, Engine
 from .loop import Stepped

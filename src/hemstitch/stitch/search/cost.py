@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ...denoiser import Denoiser, Guided
-from ...describe import describe
+from ...description import describe
 from ...errors import HemstitchError, StitchError
 from ...files import read_json_file, write_text
 from ...identity import identity
