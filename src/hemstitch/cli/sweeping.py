@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from ..denoiser import Denoiser
     from ..evaluate.curve import Candidate, Point, Setting
-    from ..evaluate.extractors import Extractor
-    from ..evaluate.frechet import Moments
-    from ..evaluate.reference import Source
     from ..stitch.adaptive import AdaptivePlan
     from ..stitch.plan import Plan
 
@@ -74,7 +71,7 @@ def _setting(known: argparse.Namespace, members: dict[str, Denoiser], large: str
     from ..bulk.settings import chosen_labels
     from ..evaluate.curve import Setting
     from ..evaluate.evaluation import check
-    from ..evaluate.reference import Source, open_reference
+    from ..evaluate.reference import Source, open_reference, pooled_moments
     from ..share import device_of
     from ..stitch.latency import seconds_per_call
     from .evaluating import measuring_of
@@ -98,7 +95,7 @@ def _setting(known: argparse.Namespace, members: dict[str, Denoiser], large: str
         raise HemstitchError("a curve is of at least 2 samples (--count), 1 at a time (--batch), and 1 step (--steps)")
     side = spec.size if decode is None else decode.size(spec.size)
     check({"samples": [Source("the samples", None, to_come=(side, side))]}, source, metrics, measuring)
-    moments = _moments(source, measuring.extractor)
+    moments = pooled_moments(source, measuring.extractor)
     guided = any(g != 1 for g in _numbers(known.guidances, "--guidances"))
     cost = seconds_per_call(members, min(known.batch, num), guided=guided)
     labels = chosen_labels(None, spec.num_classes, num, 0)
@@ -106,19 +103,6 @@ def _setting(known: argparse.Namespace, members: dict[str, Denoiser], large: str
         members, large, labels, num, min(known.batch, num), known.sampler, measuring.extractor, moments, cost, decode
     )
     return setting, f"{source.name} {source.hash[:12]}".strip()
-
-
-def _moments(source: Source, extractor: Extractor) -> Moments:
-    """The reference's: published, of features that are there, or of its pictures."""
-    from ..evaluate.features import moments_of
-
-    if source.statistics and "pool" in source.statistics:
-        return source.statistics["pool"]
-    kept = (source.features or {}).get(extractor.name)
-    if kept is not None:
-        return kept.moments("pool")
-    assert source.images is not None  # checked
-    return moments_of(source.images, extractor)
 
 
 def _candidates(

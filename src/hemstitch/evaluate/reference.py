@@ -19,7 +19,8 @@ from ..bulk.manifest import finished
 from ..bulk.settings import Settings
 from ..errors import HemstitchError
 from ..marked import sha256
-from .features import INDEX, FeatureSet, Index, Maker, read_shards, stored
+from .extractors import Extractor
+from .features import INDEX, FeatureSet, Index, Maker, moments_of, read_shards, stored
 from .frechet import Moments
 from .images import ArrayImages, FolderImages, Images, TarImages, open_images
 
@@ -132,6 +133,18 @@ def open_reference(where: str, *, size: int = 0, grey: bool = False) -> Source:
         return open_source(where, size=size, grey=grey)
     images = ArrayImages(path, size, grey) if has_pictures else None
     return Source(path.stem, images, statistics=statistics, hash=sha256(path))
+
+
+def pooled_moments(source: Source, extractor: Extractor) -> Moments:
+    """A reference's: published, of features that are there, or of its pictures. HemstitchError if it has none."""
+    if source.statistics and "pool" in source.statistics:
+        return source.statistics["pool"]
+    kept = (source.features or {}).get(extractor.name)
+    if kept is not None:
+        return kept.moments("pool")
+    if source.images is None:
+        raise HemstitchError(f"{source.name} has neither pictures nor statistics of {extractor.name}'s features")
+    return moments_of(source.images, extractor)
 
 
 def _statistics(path: Path) -> tuple[dict[str, Moments], bool]:

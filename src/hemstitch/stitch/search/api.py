@@ -19,9 +19,8 @@ from ...bulk.settings import chosen_labels
 from ...denoiser import Denoiser, Guided
 from ...errors import HemstitchError
 from ...evaluate.extractors import Extractor
-from ...evaluate.features import moments_of
 from ...evaluate.frechet import Moments
-from ...evaluate.reference import Source, open_reference
+from ...evaluate.reference import Source, open_reference, pooled_moments
 from ...files import read_json_file, write_text
 from ...grid import timesteps
 from ...identity import identity
@@ -285,19 +284,9 @@ def _judge(
     if isinstance(reference, Moments):
         content = hashlib.sha256(reference.mean.tobytes() + reference.covariance.tobytes()).hexdigest()[:12]
         return Frechet(pixels, extractor, reference, f"moments {content}")
-    return Frechet(pixels, extractor, _moments(reference, extractor), f"{reference.name} {reference.hash[:12]}".strip())
-
-
-def _moments(source: Source, extractor: Extractor) -> Moments:
-    """The reference's: published, of features that are there, or of its pictures."""
-    if source.statistics and "pool" in source.statistics:
-        return source.statistics["pool"]
-    kept = (source.features or {}).get(extractor.name)
-    if kept is not None:
-        return kept.moments("pool")
-    if source.images is None:
-        raise HemstitchError(f"{source.name} has neither pictures nor statistics of {extractor.name}'s features")
-    return moments_of(source.images, extractor)
+    return Frechet(
+        pixels, extractor, pooled_moments(reference, extractor), f"{reference.name} {reference.hash[:12]}".strip()
+    )
 
 
 def _settings(
