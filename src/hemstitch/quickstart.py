@@ -1,7 +1,8 @@
-"""The main job end to end on real digits: train a small and a large model, stitch them, measure, report.
+"""The main job end to end: a small and a large model, stitched, measured, reported.
 
-Everything goes under one folder: the runs `small/` and `large/`, `classifier.safetensors`, `curve.json`, `curve.png`,
-`samples/` and `report.html`.
+On real digits the models are trained first; `pretrained` takes those that come with hemstitch instead. Everything goes
+under one folder: the runs `small/` and `large/` (or their weights), `classifier.safetensors`, `curve.json`,
+`curve.png`, `samples/` and `report.html`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from .evaluate.features import moments_of
 from .evaluate.frechet import Moments
 from .evaluate.images import open_images
 from .evaluate.plot import curve_png
+from .evaluate.reference import open_reference
 from .files import read_json_file, save_tensors, write_atomic, write_bytes, write_text
+from .pretrained import CLASSIFIER, REFERENCE, fingerprint, unpack
 from .provenance import provenance
 from .recipe import Recipe
 from .run import Run
@@ -42,7 +45,29 @@ from .train.meter import Progress
 from .weights import load
 
 STEPS, GUIDANCE, SAMPLER, BATCH = 50, 1.5, "ddim", 125
+BRIEF = 25  # steps of the pretrained models, which are larger
 SHOWN_ROWS = 3  # samples of each class in the report
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is stitched and measured.
+
+    title: of the picture. made: what the page says of the models. columns: of its samples, the classes. members: small
+    and large. num: samples of a plan. source: where it all came from.
+    """
+
+    title: str
+    made: str
+    columns: str
+    members: dict[str, NetDenoiser]
+    extractor: Extractor
+    reference: Moments
+    classes: int
+    steps: int
+    num: int
+    fractions: tuple[float, ...]
+    source: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -100,12 +125,8 @@ def quickstart(
     """
     talk = talk or Talk()
     began = time.perf_counter()
-    paths = Paths(out)
+    paths = _begun(out, reuse)
     planned = {"small": recipes.digits_small(), "large": recipes.digits_large()}
-    if not reuse and paths.report.exists():
-        for path in paths.made_here():
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    write_text(out / "README.txt", "Made by `hemstitch quickstart`; open report.html.\n")
     classifier = _classifier(paths, talk)
     extractor = SmallClassifier(classifier)
     for name, recipe in planned.items():
@@ -113,25 +134,100 @@ def quickstart(
             yield name, progress
             if progress.stopped:
                 return
-    members = {name: load(out / name) for name in planned}
-    digits = Digits("all")
-    reference = moments_of(open_images("digits:all"), extractor)
-    num = 5_000 if full else 1_000
-    fractions = [i / 10 for i in range(11)] if full else [i / 5 for i in range(6)]
-    source = provenance() | {
-        "recipes": ", ".join(f"{name} {Run(out / name).recipe.hash}" for name in planned),
-        "training": "seed 0, " + ", ".join(f"{name} {Run(out / name).recipe.train.steps} steps" for name in planned),
-        "sampling": f"{num} samples a point, seeds (0, 0) to (0, {num - 1}), {SAMPLER}, guidance {GUIDANCE}",
-        "classifier": f"{classifier.hash}, test accuracy {classifier.accuracy:.4f} on {len(Digits('test'))} images",
-        "reference": f"all {len(digits)} digits",
-    }
-    points = _measured(paths, source, fractions) if reuse else None
+    digits, num = Digits("all"), 5_000 if full else 1_000
+    subject = Subject(
+        title="Digits: a small DiT first, then a Switch-DiT",
+        made="Both were trained on scikit-learn's handwritten digits just before this page was made.",
+        columns="the classes 0 to 9",
+        members={name: load(out / name) for name in planned},
+        extractor=extractor,
+        reference=moments_of(open_images("digits:all"), extractor),
+        classes=10,
+        steps=STEPS,
+        num=num,
+        fractions=_fractions(full),
+        source={
+            "recipes": ", ".join(f"{name} {Run(out / name).recipe.hash}" for name in planned),
+            "training": "seed 0, "
+            + ", ".join(f"{name} {Run(out / name).recipe.train.steps} steps" for name in planned),
+            "sampling": _sampling(num),
+            "classifier": f"{classifier.hash}, test accuracy {classifier.accuracy:.4f} on {len(Digits('test'))} images",
+            "reference": f"all {len(digits)} digits",
+        },
+    )
+    _shown(paths, subject, reuse, talk, began)
+
+
+def quickstart_pretrained(
+    out: Path, full: bool = False, reuse: bool = False, talk: Talk | None = None, archive: Path | None = None
+) -> None:
+    """The same with models that are trained already: those that come with hemstitch, or of another `archive`.
+
+    Their weights are put into `out` as small.safetensors and large.safetensors. Needs no data: the reference's moments
+    are in the archive.
+    """
+    talk = talk or Talk()
+    began = time.perf_counter()
+    if (out / "small").is_dir():
+        raise HemstitchError(f"{out} holds models that were trained there: choose another --out for pretrained ones")
+    about = unpack(out, archive)
+    paths = _begun(out, reuse)
+    talk.say(f"pretrained on {about.data}: small is {about.small}, large is {about.large}")
+    extractor = SmallClassifier(out / CLASSIFIER)
+    moments = open_reference(str(out / REFERENCE)).statistics
+    assert moments is not None  # a file of statistics alone
+    num = 2_000 if full else 500
+    subject = Subject(
+        title=f"{about.data}: small first, then large",
+        made=f"They come with hemstitch, trained on {about.data}: the small one is {about.small}, the large one "
+        f"{about.large}.",
+        columns=", ".join(about.classes),
+        members={name: load(out / f"{name}.safetensors") for name in ("small", "large")},
+        extractor=extractor,
+        reference=moments["pool"],
+        classes=len(about.classes),
+        steps=BRIEF,
+        num=num,
+        fractions=_fractions(full),
+        source={
+            "weights": fingerprint(out),
+            "training": about.made,
+            "sampling": _sampling(num),
+            "classifier": f"{extractor.hash}, test accuracy {extractor.accuracy:.4f}",
+            "reference": about.reference,
+        },
+    )
+    _shown(paths, subject, reuse, talk, began)
+
+
+def _begun(out: Path, reuse: bool) -> Paths:
+    """The folder, without what a finished quickstart left there, unless that is to be kept."""
+    paths = Paths(out)
+    if not reuse and paths.report.exists():
+        for path in paths.made_here():
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    write_text(out / "README.txt", "Made by `hemstitch quickstart`; open report.html.\n")
+    return paths
+
+
+def _fractions(full: bool) -> tuple[float, ...]:
+    return tuple(i / 10 for i in range(11)) if full else tuple(i / 5 for i in range(6))
+
+
+def _sampling(num: int) -> str:
+    return f"{num} samples a point, seeds (0, 0) to (0, {num - 1}), {SAMPLER}, guidance {GUIDANCE}"
+
+
+def _shown(paths: Paths, subject: Subject, reuse: bool, talk: Talk, began: float) -> None:
+    """Measure, unless that was done before and is to be kept, and write the report."""
+    source = provenance() | subject.source
+    points = _measured(paths, source, subject.fractions) if reuse else None
     if points is None:
-        points = _measure(paths, members, extractor, reference, num, fractions, source, talk)
+        points = _measure(paths, subject, source, talk)
     else:
         source = read_json_file(paths.curve)["provenance"]
         talk.say(f"measured before, {source['date']}:\n" + report.table(points))
-    _write_report(paths, points, members, source)
+    _write_report(paths, subject, points, source)
     talk.say(f"\n{report.summary(points)}\n{paths.report} ({time.perf_counter() - began:.0f} s)")
 
 
@@ -154,21 +250,23 @@ def _trained(path: Path, recipe: Recipe) -> Iterator[Progress]:
     return fit(recipe, path, resume=run.exists, device="cpu")
 
 
-def _measure(
-    paths: Paths,
-    members: dict[str, NetDenoiser],
-    extractor: Extractor,
-    reference: Moments,
-    num: int,
-    fractions: list[float],
-    source: dict[str, str],
-    talk: Talk,
-) -> list[Point]:
+def _measure(paths: Paths, subject: Subject, source: dict[str, str], talk: Talk) -> list[Point]:
+    members, num = subject.members, subject.num
     cost = seconds_per_call(members, BATCH, guided=True)
-    plans = [(f, Plan.fractions({"small": f, "large": 1 - f}, STEPS)) for f in fractions]
+    plans = [(f, Plan.fractions({"small": f, "large": 1 - f}, subject.steps)) for f in subject.fractions]
     candidates = candidates_of(plans, "large", cost, [GUIDANCE])
-    labels = torch.arange(num) % 10
-    setting = Setting(members, "large", labels, num, BATCH, SAMPLER, extractor, reference, cost, shown=10 * SHOWN_ROWS)
+    setting = Setting(
+        members,
+        "large",
+        torch.arange(num) % subject.classes,
+        num,
+        BATCH,
+        SAMPLER,
+        subject.extractor,
+        subject.reference,
+        cost,
+        shown=subject.classes * SHOWN_ROWS,
+    )
     shown: dict[str, Tensor] = {}
     points: list[Point] = []
     for turn in measure(setting, candidates):
@@ -193,7 +291,7 @@ def _measure(
 _CIRCUMSTANCE = ("date", "commit", "hemstitch", "threads", "python", "torch", "device")
 
 
-def _measured(paths: Paths, source: dict[str, str], fractions: list[float]) -> list[Point] | None:
+def _measured(paths: Paths, source: dict[str, str], fractions: tuple[float, ...]) -> list[Point] | None:
     """The points of an earlier measurement of these very models and samples, if every fraction is among them."""
     if not (paths.curve.exists() and paths.shown.exists()):
         return None
@@ -210,17 +308,20 @@ def _measured(paths: Paths, source: dict[str, str], fractions: list[float]) -> l
     return points if set(fractions) <= {p.fraction for p in points} else None
 
 
-def _write_report(paths: Paths, points: list[Point], members: dict[str, NetDenoiser], source: dict[str, str]) -> None:
-    picture = curve_png(
-        points, f"Digits: a small DiT first, then a Switch-DiT; {STEPS} steps of {SAMPLER.upper()}, guidance {GUIDANCE}"
-    )
+def _write_report(paths: Paths, subject: Subject, points: list[Point], source: dict[str, str]) -> None:
+    picture = curve_png(points, f"{subject.title}; {subject.steps} steps of {SAMPLER.upper()}, guidance {GUIDANCE}")
     write_bytes(paths.out / "curve.png", picture)
     for old in paths.samples.glob("*.png"):
         old.unlink()
     grids = {}
     for plan, samples in load_file(paths.shown).items():
-        grids[plan] = pictures.png(pictures.grid(samples, 10, gap=2, fill=0.0), scale=6)
+        grids[plan] = pictures.png(pictures.grid(samples, subject.classes, gap=2, fill=0.0), scale=_scale(samples))
         name = "".join(c if c.isalnum() else "_" for c in plan.replace("→", "to").replace("×", "")).strip("_")
         write_bytes(paths.samples / f"{name}.png", grids[plan])
-    described = {name: str(describe(denoiser)) for name, denoiser in members.items()}
-    write_text(paths.report, report.html(points, picture, grids, described, source))
+    described = {name: str(describe(denoiser)) for name, denoiser in subject.members.items()}
+    write_text(paths.report, report.html(points, picture, grids, described, source, subject.made, subject.columns))
+
+
+def _scale(samples: Tensor) -> int:
+    """Pixels of the page for one of a sample, so that samples are some 50 wide."""
+    return max(1, round(50 / samples.shape[-1]))

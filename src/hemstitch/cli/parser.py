@@ -18,7 +18,15 @@ def parser_of() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="command")
 
     quick = verbs.add_parser("quickstart", help="train, stitch, measure and report on bundled real digits")
-    quick.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder (runs/quickstart)")
+    quick.add_argument("--out", type=Path, help="folder (runs/quickstart, or runs/pretrained)")
+    quick.add_argument(
+        "--pretrained",
+        nargs="?",
+        const=True,
+        default=None,
+        metavar="ARCHIVE",
+        help="train nothing: the models that come with hemstitch, or those of an archive like theirs",
+    )
     quick.add_argument("--full", action="store_true", help="5,000 samples a point and every tenth fraction")
     quick.add_argument("--reuse", action="store_true", help="keep finished models and a measured curve")
 

@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 
 
 def quickstart(known: argparse.Namespace, rest: list[str]) -> int:
-    from ..quickstart import Talk, quickstart
+    from ..quickstart import Talk, quickstart, quickstart_pretrained
 
     line = Line()
-    for name, progress in quickstart(known.out, known.full, known.reuse, Talk(line.say, line.show)):
+    talk = Talk(line.say, line.show)
+    if known.pretrained:
+        archive = None if known.pretrained is True else Path(known.pretrained)
+        quickstart_pretrained(known.out or Path("runs/pretrained"), known.full, known.reuse, talk, archive)
+        return 0
+    for name, progress in quickstart(known.out or Path("runs/quickstart"), known.full, known.reuse, talk):
         line.show(f"{name}: {told(progress)}", last=progress.left == 0)
         if progress.stopped:
             line.say("stopped; the same command goes on from here")

@@ -74,8 +74,11 @@ def html(
     samples: Mapping[str, bytes],
     members: Mapping[str, str],
     provenance: Mapping[str, str],
+    made: str,
+    columns: str,
 ) -> str:
-    """The page. samples: a PNG grid per plan, from the same seeds. members: name to description."""
+    """The page. samples: a PNG grid per plan, from the same seeds. members: name to description. made: a sentence on
+    how the models came about. columns: what the grids' columns are."""
     rows = "".join(_row(p) for p in points)
     figures = "".join(
         f"<figure><figcaption>{escape(_named(p))} <span class=soft>distance {p.distance:.2f}, {p.speedup:.2f}×</span>"
@@ -89,8 +92,8 @@ def html(
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>hemstitch quickstart</title><style>{STYLE}</style></head><body>
 <h1>Two models, one trajectory</h1>
-<p class="soft">hemstitch quickstart: a small DiT takes the first, noisy steps, a larger Switch-DiT the rest. Both were
-trained on scikit-learn's handwritten digits just before this page was made.</p>
+<p class="soft">hemstitch quickstart: a small DiT takes the first, noisy steps, a larger one the rest.
+{escape(made)}</p>
 <p>{escape(summary(points))}</p>
 <img alt="Fréchet distance against time per image for stitched plans and for the large model at fewer steps"
  src="{data_of(curve_png)}">
@@ -102,7 +105,7 @@ trained on scikit-learn's handwritten digits just before this page was made.</p>
 digits, ± 1.96 standard errors by bootstrap. Ideal is the sum of each model's own time per step, as if stitching cost
 nothing.</p>
 <h2>The same seeds under every plan</h2>
-<p class="soft">Columns are the classes 0 to 9. Early steps settle the layout: plans with the same start share it.</p>
+<p class="soft">Columns are {escape(columns)}. Early steps settle the layout: plans with the same start share it.</p>
 <div class="plans">{figures}</div>
 <h2>The models</h2><dl>{nets}</dl>
 <h2>Provenance</h2><dl>{source}</dl>

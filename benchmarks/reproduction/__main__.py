@@ -1,0 +1,90 @@
+"""The papers' claims, reproduced: trained, sampled, judged, and written up.
+
+    python -m benchmarks.reproduction                                  # all of it, some twenty hours of one CPU core
+    python -m benchmarks.reproduction --part switch,stitching          # some parts
+    python -m benchmarks.reproduction --workers 2                      # beside one another, on a core each
+    python -m benchmarks.reproduction --part write                     # results and figures of what there is by now
+
+Every part goes on where it was stopped (Ctrl-C, SIGTERM or worse); a task that is done is not done again. Results are
+under OUT/results, one file for each task; `write` puts those of each part together in benchmarks/results and brings the
+tables and pictures of docs/reproduction.md up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+# Modules with `tasks`, in the order in which their work is taken.
+PARTS = ("choose", "switch", "stitching", "unets", "intervals", "beyond", "ablations", "colour")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reproduction",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, default=Path("build/reproduction"), help="folder for all that is made")
+    parser.add_argument("--part", default=",".join((*PARTS, "write")), help=f"some of {', '.join(PARTS)}, write")
+    parser.add_argument("--workers", type=int, default=1, help="processes, which share the machine's cores")
+    parser.add_argument("--only", default="", help="tasks whose names begin so, and nothing else")
+    parser.add_argument("--list", action="store_true", help="say what is done and what is left")
+    known = parser.parse_args()
+    asked = known.part.split(",")
+    unknown = [part for part in asked if part not in (*PARTS, "write")]
+    if unknown:
+        parser.error(f"parts are {', '.join(PARTS)} and write, not {', '.join(unknown)}")
+    chosen = [part for part in PARTS if part in asked]
+    if known.workers > 1 and not known.list and chosen:
+        code = together(known.out, chosen, known.only, known.workers)
+    else:
+        code = alone(known.out, chosen, known.only, known.list)
+    if "write" in asked and not known.list and not code:
+        import_module(f"{__package__}.write").write(known.out)
+    return code
+
+
+def together(out: Path, parts: list[str], only: str, workers: int) -> int:
+    """Workers on the same tasks, a process each; what stops this one stops them, and they save."""
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    command = [sys.executable, "-m", "benchmarks.reproduction", "--out", str(out), "--part", ",".join(parts)]
+    command += ["--only", only]
+    group = [subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": threads}) for _ in range(workers)]
+
+    def stop(*_: object) -> None:
+        for one in group:
+            one.send_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal tells them itself
+    return max((one.wait() != 0 for one in group), default=False)
+
+
+def alone(out: Path, parts: list[str], only: str, only_list: bool) -> int:
+    from .work import Ledger, Stopped, work
+
+    ledger = Ledger(out / "results")
+    found = [task for part in parts for task in import_module(f"{__package__}.{part}").tasks(out)]
+    tasks = list({task.name: task for task in found}.values())
+    if only_list:
+        for task in tasks:
+            print(f"{'done' if ledger.done(task.name) else 'left'}  {task.name}")
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is not in the middle of training ends
+    try:
+        chosen = [task for task in tasks if task.name.startswith(only)]
+        failed = work(chosen, ledger, lambda text: print(text, flush=True))
+    except (Stopped, KeyboardInterrupt):
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

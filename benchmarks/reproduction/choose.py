@@ -1,0 +1,45 @@
+"""Hyper-parameters, chosen for the DiT by its own quality before any other family was trained; all three have them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .fields import Field, fashion, judged, told
+from .networks import at, train, transformer
+from .work import Ledger, Result, Task
+
+# Schedule, batch and rate, with steps that show the network equally many images.
+OPTIONS = (("cosine", 64, "1e-3"), ("linear", 64, "1e-3"), ("cosine", 64, "2e-3"), ("cosine", 32, "1e-3"))
+IMAGES = 96_000
+NUM, SAMPLING_SEED = 2_500, 900
+LOOKS: dict[str, dict[str, Any]] = {
+    "ddim 25": {"sampler": "ddim", "steps": 25},
+    "ddim 50": {"sampler": "ddim", "steps": 50},
+    "dpmpp_2m 15": {"sampler": "dpmpp_2m", "steps": 15},
+}
+
+
+def tasks(folder: Path) -> list[Task]:
+    field, runs = fashion(folder), folder / "runs"
+    found = [Task("switch/field", field.prepare)]
+    for schedule, batch, rate in OPTIONS:
+        name = f"choose-{schedule}-{batch}-{rate}"
+        recipe = transformer(
+            field, name, schedule=schedule, batch=batch, learning_rate=float(rate), steps=IMAGES // batch
+        )
+        found.append(Task(f"choose/trained/{name}", partial(train, recipe, runs / name)))
+        for look in LOOKS if (schedule, batch, rate) == OPTIONS[0] else ("ddim 25",):
+            judge = partial(_judge, field, runs / name, IMAGES // batch, folder / "features" / name / look, look)
+            found.append(Task(f"choose/judged/{name}/{look}", judge, ("switch/field", f"choose/trained/{name}")))
+    return found
+
+
+def _judge(field: Field, run: Path, steps: int, kept: Path, look: str) -> Result:
+    scores = judged(field, at(run, steps), NUM, kept, SAMPLING_SEED, LOOKS[look])
+    return {name: told(score) for name, score in scores.items()}
+
+
+def summary(ledger: Ledger) -> dict[str, Any]:
+    return {"trained": ledger.all("choose/trained"), "judged": ledger.all("choose/judged")}

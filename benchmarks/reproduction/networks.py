@@ -1,0 +1,78 @@
+"""The networks that are trained here, as recipes, and the tasks that train them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import hemstitch as hs
+from hemstitch.denoiser import NetDenoiser
+from hemstitch.marked import name_of
+from hemstitch.models.config import Family, NetConfig
+from hemstitch.process import Process
+from hemstitch.recipe import DataRecipe, Recipe, TrainRecipe
+from hemstitch.run import Run
+from hemstitch.train.fit import fit
+
+from .fields import Field
+from .work import Result, Stopped
+
+CHECKPOINTS = 1000  # kept: all of them
+
+
+def transformer(
+    field: Field,
+    name: str,
+    family: Family = "dit",
+    *,
+    width: int = 128,
+    depth: int = 4,
+    heads: int = 4,
+    patch: int = 4,
+    schedule: str = "cosine",
+    **train: object,
+) -> Recipe:
+    """A small diffusion transformer that predicts eps, trained at uniform times with a constant rate."""
+    kind, path, size = field.train
+    data = field.data()
+    net = NetConfig(
+        family, data.size, data.channels, patch, width, depth, heads, len(data.classes), learned_variance=False
+    )
+    common = TrainRecipe(
+        batch=64,
+        learning_rate=1e-3,
+        ema=0.998,
+        clip=1.0,
+        flip=False,
+        precision="fp32",
+        checkpoint_every=500,
+        log_every=50,
+        sample_every=0,
+        keep=CHECKPOINTS,
+    )
+    process = Process("flow", "flow") if schedule == "flow" else Process(schedule)
+    return Recipe(name, net, process, DataRecipe(kind, path, size), replace(common, **train))
+
+
+def train(recipe: Recipe, folder: Path) -> Result:
+    """Train, or go on, to the last step: a result of a task. Raises `Stopped` where it was asked to stop."""
+    run = Run(folder)
+    newest = run.newest() if run.exists else None
+    if newest is None or newest.name != name_of(recipe.train.steps):
+        for progress in fit(recipe, folder, resume=newest is not None, device="cpu"):
+            if progress.stopped:
+                raise Stopped
+    rates = [json.loads(line)["rate"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "recipe": recipe.hash,
+        "steps": recipe.train.steps,
+        "milliseconds_a_step": 1000 * recipe.train.batch / median(rates),
+        "parameters": hs.describe(hs.load(folder)).parameters,
+    }
+
+
+def at(folder: Path, step: int) -> NetDenoiser:
+    """The averaged weights of a run as they were after so many steps."""
+    return hs.load(Run(folder).checkpoints / name_of(step) / "ema.safetensors")

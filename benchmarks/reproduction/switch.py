@@ -1,0 +1,163 @@
+"""A. Switch-DiT against DTR against DiT: the same width, depth, batch, iterations and process, on Fashion-MNIST."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any, get_args
+
+import numpy as np
+
+from hemstitch.evaluate.score import Score, compared, repeated
+from hemstitch.models.config import Family
+from hemstitch.recipe import Recipe
+from hemstitch.train.fit import fit
+
+from .fields import Field, fashion, judged, told
+from .networks import at, train, transformer
+from .work import Ledger, Result, Task
+
+FAMILIES: tuple[Family, ...] = get_args(Family)
+SEEDS = (0, 1, 2)
+STEPS = 8000
+MARKS = (800, 2000, 4000, 5600, 8000)  # where along training samples are judged; 5,600 is 70 % of 8,000
+LOOK: dict[str, Any] = {"sampler": "ddim", "steps": 25}
+NUM, SAMPLING_SEED = 10_000, 1000
+
+
+def recipe(field: Field, family: Family, seed: int, steps: int = STEPS) -> Recipe:
+    """Everything but the family and the seed is equal, and was chosen for the DiT (`choose`)."""
+    return transformer(field, f"switch-{family}-{seed}", family, seed=seed, steps=steps)
+
+
+def tasks(folder: Path) -> list[Task]:
+    field, runs = fashion(folder), folder / "runs"
+    found = [Task("switch/field", field.prepare)]
+    for seed in SEEDS:
+        for family in FAMILIES:
+            mine = recipe(field, family, seed)
+            trained = f"switch/trained/{family}-{seed}"
+            found.append(Task(trained, partial(train, mine, runs / mine.name)))
+            for mark in reversed(MARKS):
+                name = f"switch/judged/{family}-{seed}/{mark}"
+                do = partial(judge, field, runs / mine.name, mark, folder / "features" / name)
+                found.append(Task(name, do, ("switch/field", trained)))
+    found.append(Task("switch/pace", partial(pace, field, folder / "pace")))
+    return found
+
+
+def judge(field: Field, run: Path, mark: int, kept: Path) -> Result:
+    """Samples of a run's averaged weights after so many steps, without guidance."""
+    scores = judged(field, at(run, mark), NUM, kept, SAMPLING_SEED, LOOK)
+    return {name: told(score) for name, score in scores.items()}
+
+
+def pace(field: Field, folder: Path, rounds: int = 30, steps: int = 4) -> Result:
+    """Seconds per training step by round, the families in turns, so that a slow spell of the machine falls on all."""
+    loops = {}
+    for family in FAMILIES:
+        mine = transformer(field, f"pace-{family}", family, steps=steps * (rounds + 2), log_every=1)
+        loops[family] = fit(mine, folder / f"{family}-{time.time_ns()}", device="cpu")
+    taken: dict[str, list[float]] = {family: [] for family in FAMILIES}
+    for turn in range(rounds + 1):
+        for family, loop in loops.items():
+            began = time.perf_counter()
+            for _ in range(steps):
+                next(loop)
+            if turn:  # the first is warm-up
+                taken[family].append((time.perf_counter() - began) / steps)
+    for loop in loops.values():
+        loop.close()
+    return {"seconds_a_step": taken}
+
+
+# What came out
+
+
+def summary(ledger: Ledger) -> dict[str, Any]:
+    """Every judged checkpoint; families beside one another at equal iterations and at equal time; and the iterations
+    that one needs for the final distance of another."""
+    judged_, trained = ledger.all("switch/judged"), ledger.all("switch/trained")
+    curves = {
+        family: {
+            seed: {
+                mark: judged_[key]["distance"]["value"]
+                for mark in MARKS
+                if (key := f"{family}-{seed}/{mark}") in judged_
+            }
+            for seed in SEEDS
+        }
+        for family in FAMILIES
+    }
+    paces = ledger["switch/pace"]["seconds_a_step"]
+    cost = {family: median(a / b for a, b in zip(paces[family], paces["dit"], strict=True)) for family in FAMILIES}
+    return {
+        "field": ledger["switch/field"],
+        "trained": trained,
+        "judged": judged_,
+        "seconds_a_step_to_dit": cost,
+        "over_seeds": {
+            figure: {family: {mark: over_seeds(judged_, family, mark, figure) for mark in MARKS} for family in FAMILIES}
+            for figure in ("distance", "precision", "recall", "accuracy")
+        },
+        "at_equal_iterations": {
+            f"{a} against {b}": {mark: against(curves[a], curves[b], mark, mark) for mark in MARKS} for a, b in PAIRS
+        },
+        "at_equal_time": {
+            f"{a} against {b}": against(curves[a], curves[b], MARKS[-1] * cost[b] / cost[a], MARKS[-1])
+            for a, b in PAIRS
+            if cost[a] >= cost[b]
+        },
+        "iterations_to_reach": {f"{a} to {b}": reaching(curves[a], curves[b]) for a, b in PAIRS},
+    }
+
+
+PAIRS: tuple[tuple[Family, Family], ...] = (("switch_dit", "dit"), ("switch_dit", "dtr"), ("dtr", "dit"))
+Curve = dict[int, float]
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean over training seeds, with Student's 95 % interval, and every value."""
+    score = repeated([Score(v, np.zeros(0)) for v in values])
+    half = score.half_width if len(values) > 1 else None
+    return {"mean": score.value, "half_width": half, "values": list(values)}
+
+
+def over_seeds(judged_: Mapping[str, Any], family: str, mark: int, figure: str) -> dict[str, Any]:
+    return interval([judged_[f"{family}-{seed}/{mark}"][figure]["value"] for seed in SEEDS])
+
+
+def against(mine: Mapping[int, Curve], other: Mapping[int, Curve], at_mine: float, at_other: float) -> dict[str, Any]:
+    """Mean distance of one family after so many iterations less that of another, relative too: over seeds, in pairs,
+    for the order of the data and the sampling noise of a seed are the same."""
+    pairs = [(value_at(mine[seed], at_mine), value_at(other[seed], at_other)) for seed in SEEDS]
+    gap, ratio = interval([a - b for a, b in pairs]), interval([a / b for a, b in pairs])
+    unpaired = compared(*(repeated([Score(v, np.zeros(0)) for v in side]) for side in zip(*pairs, strict=True)))
+    return {"gap": gap, "ratio": ratio, "unpaired": {"half_width": unpaired.half_width, "said": unpaired.said}}
+
+
+def value_at(curve: Curve, step: float) -> float:
+    """The distance after so many iterations: between judged checkpoints its logarithm is taken to be linear."""
+    steps = sorted(curve)
+    return float(np.exp(np.interp(step, steps, np.log([curve[s] for s in steps]))))
+
+
+def reaching(mine: Mapping[int, Curve], other: Mapping[int, Curve]) -> dict[str, Any]:
+    """The share of the other's iterations at which the distance is its final one, by seed; null where it never is."""
+    shares = [reached(mine[seed], min(other[seed].items(), key=lambda at: -at[0])[1]) for seed in SEEDS]
+    whole = [s / MARKS[-1] for s in shares if s is not None]
+    return interval(whole) if len(whole) == len(SEEDS) else {"mean": None, "values": shares}
+
+
+def reached(curve: Curve, distance: float) -> float | None:
+    """The first iteration at which a curve comes down to a distance, log-linear between judged checkpoints."""
+    steps = sorted(curve)
+    for left, right in pairwise(steps):
+        if curve[right] <= distance < curve[left]:
+            part = np.log(curve[left] / distance) / np.log(curve[left] / curve[right])
+            return left + float(part) * (right - left)
+    return None

@@ -1,0 +1,129 @@
+"""Work that takes days and survives being stopped: tasks with a result each, done by any number of workers.
+
+A task is done when its result, a small JSON file, is there. A worker takes the first task that is neither done nor
+held by a living worker and whose needs are done. What a task keeps besides, to go on from, is its own business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hemstitch.files import read_json_file, write_text
+from hemstitch.provenance import provenance
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """name: of its result, "switch/dit-0/8000". do: makes the result, of what was made before. needs: names of tasks
+    that come first."""
+
+    name: str
+    do: Callable[[], Result]
+    needs: tuple[str, ...] = ()
+
+
+class Stopped(KeyboardInterrupt):
+    """A task was asked to stop, saved what it had, and is to be gone on with another time."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Results in a folder, one file each, and who is at what."""
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def done(self, name: str) -> bool:
+        return self.path(name).exists()
+
+    def __getitem__(self, name: str) -> Result:
+        return read_json_file(self.path(name))
+
+    def all(self, under: str) -> dict[str, Result]:
+        """Results whose names begin with `under`/, by the rest of the name."""
+        base = self.folder / under
+        return {str(path.relative_to(base))[:-5]: read_json_file(path) for path in sorted(base.rglob("*.json"))}
+
+    @contextlib.contextmanager
+    def held(self, name: str) -> Iterator[bool]:
+        """Whether this worker has the task for itself; a lock that ends with its process, however that ends."""
+        path = self.folder / ".held" / name.replace("/", "+")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            yield True
+
+    def do(self, task: Task, say: Callable[[str], None]) -> None:
+        """Do a task and write its result, with what it took and where."""
+        say(f"{task.name} …")
+        began, cpu = time.perf_counter(), time.process_time()
+        result = task.do()
+        took = {"seconds": round(time.perf_counter() - began, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+        told = {**result, "took": took, "provenance": provenance()}
+        self.path(task.name).parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path(task.name), json.dumps(told, indent=1, allow_nan=False))
+        say(f"{task.name}: {took['seconds']:.0f} s{_shown(result)}")
+
+
+def work(tasks: Sequence[Task], ledger: Ledger, say: Callable[[str], None] = print) -> list[str]:
+    """Do what there is to do, in order, and wait for what other workers are at. Returns the names of tasks that failed;
+    what needs them is left."""
+    known = {task.name for task in tasks}
+    lost = [
+        f"{task.name} needs {need}"
+        for task in tasks
+        for need in task.needs
+        if need not in known and not ledger.done(need)
+    ]
+    if lost:
+        raise ValueError(f"tasks need what no task makes: {', '.join(lost)}")
+    failed: list[str] = []
+    while True:
+        left = [t for t in tasks if not ledger.done(t.name) and t.name not in failed]
+        ready = [t for t in left if all(map(ledger.done, t.needs))]
+        if not any(_tried(task, ledger, failed, say) for task in ready):
+            blocked = [t for t in left if not _hopeless(t, tasks, failed)]
+            if not blocked or (not ready and failed):
+                return failed
+            time.sleep(5)  # others are at the rest
+
+
+def _tried(task: Task, ledger: Ledger, failed: list[str], say: Callable[[str], None]) -> bool:
+    """Whether this worker had the task for itself, and so did it or failed at it."""
+    with ledger.held(task.name) as mine:
+        if not mine or ledger.done(task.name):
+            return False
+        try:
+            ledger.do(task, say)
+        except Exception:  # the others go on
+            say(f"{task.name} failed:\n{traceback.format_exc()}")
+            failed.append(task.name)
+        return True
+
+
+def _hopeless(task: Task, tasks: Sequence[Task], failed: Sequence[str]) -> bool:
+    """Whether it waits, at whatever remove, for a task that failed here."""
+    by_name = {t.name: t for t in tasks}
+    return any(need in failed or _hopeless(by_name[need], tasks, failed) for need in task.needs if need in by_name)
+
+
+def _shown(result: Mapping[str, Any]) -> str:
+    """The figures of a result that fit in a line."""
+    flat = {k: v["value"] if isinstance(v, dict) and "value" in v else v for k, v in result.items()}
+    return "".join(f", {k} {v:.4g}" for k, v in flat.items() if isinstance(v, float | int))

@@ -1,0 +1,107 @@
+"""Tasks and their results: order, workers, failures. No training."""
+
+import json
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from reproduction.work import Ledger, Stopped, Task, work
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "results")
+
+
+def quiet(text):
+    pass
+
+
+def test_tasks_wait_for_their_needs_and_are_done_once(ledger):
+    done = []
+
+    def task(name, *needs):
+        return Task(name, lambda: done.append(name) or {"value": 1.5}, needs)
+
+    tasks = [task("b/late", "a/early"), task("a/early")]
+    assert work(tasks, ledger, quiet) == []
+    assert done == ["a/early", "b/late"]
+    assert work(tasks, ledger, quiet) == []
+    assert len(done) == 2
+    assert ledger["b/late"]["value"] == 1.5
+    assert {"took", "provenance"} < set(ledger["b/late"])
+    assert set(ledger.all("b")) == {"late"}
+
+
+def test_a_need_that_no_task_makes_is_an_error_unless_it_is_there(ledger):
+    with pytest.raises(ValueError, match="b needs a"):
+        work([Task("b", dict, ("a",))], ledger, quiet)
+    work([Task("a", dict)], ledger, quiet)
+    assert work([Task("b", dict, ("a",))], ledger, quiet) == []
+
+
+def test_a_failure_is_told_and_only_what_needs_it_is_left(ledger):
+    def fail():
+        raise RuntimeError("no such thing")
+
+    said = []
+    tasks = [Task("a", fail), Task("b", dict, ("a",)), Task("c", dict, ("b",)), Task("d", dict)]
+    assert work(tasks, ledger, said.append) == ["a"]
+    assert [ledger.done(name) for name in "abcd"] == [False, False, False, True]
+    assert any("no such thing" in line for line in said)
+
+
+def test_a_task_that_is_stopped_stops_the_worker_and_has_no_result(ledger):
+    def stop():
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        work([Task("a", stop), Task("b", dict)], ledger, quiet)
+    assert not ledger.done("a")
+    assert not ledger.done("b")
+
+
+def test_a_result_that_is_not_json_leaves_no_file(ledger):
+    assert work([Task("a", lambda: {"value": float("nan")})], ledger, quiet) == ["a"]
+    assert not ledger.done("a")
+
+
+def _worker(folder, log):
+    def do(name):
+        with log.open("a") as file:
+            file.write(f"{name}\n")
+        time.sleep(0.05)
+        return {}
+
+    tasks = [Task(f"t/{i}", lambda i=i: do(f"t/{i}")) for i in range(12)]
+    work(tasks, Ledger(folder), quiet)
+
+
+def test_workers_share_the_tasks_and_none_is_done_twice(tmp_path):
+    log = tmp_path / "log"
+    group = [multiprocessing.Process(target=_worker, args=(tmp_path / "results", log)) for _ in range(3)]
+    for one in group:
+        one.start()
+    for one in group:
+        one.join()
+    lines = log.read_text().split()
+    assert sorted(lines) == sorted({f"t/{i}" for i in range(12)})
+
+
+def _die(folder):
+    work([Task("a", lambda: time.sleep(60) or {})], Ledger(folder), quiet)
+
+
+def test_a_worker_that_is_killed_holds_nothing(tmp_path):
+    one = multiprocessing.Process(target=_die, args=(tmp_path,))
+    one.start()
+    while not (tmp_path / ".held" / "a").exists():
+        time.sleep(0.01)
+    one.kill()
+    one.join()
+    assert work([Task("a", dict)], Ledger(tmp_path), quiet) == []
+    assert json.loads((tmp_path / "a.json").read_text())["took"]["seconds"] < 30
