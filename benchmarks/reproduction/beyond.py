@@ -37,7 +37,14 @@ SHORT = Look(steps=25)
 def flow(field: Field) -> Recipe:
     """As large as part A's, trained by flow matching."""
     return transformer(
-        field, "beyond-flow", schedule="flow", times="lognormal", time_mean=0.0, time_std=1.0, steps=8000
+        field,
+        "beyond-flow",
+        schedule="flow",
+        prediction="flow",
+        times="lognormal",
+        time_mean=0.0,
+        time_std=1.0,
+        steps=8000,
     )
 
 

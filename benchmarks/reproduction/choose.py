@@ -10,8 +10,14 @@ from .fields import Field, fashion, judged, told
 from .networks import at, train, transformer
 from .work import Ledger, Result, Task
 
-# Schedule, batch and rate, with steps that show the network equally many images.
-OPTIONS = (("cosine", 64, "1e-3"), ("linear", 64, "1e-3"), ("cosine", 64, "2e-3"), ("cosine", 32, "1e-3"))
+# Process, batch and rate, with steps that show the network equally many images.
+OPTIONS = (
+    ("cosine v", 64, "3e-3"),
+    ("cosine eps", 64, "3e-3"),
+    ("linear eps", 64, "3e-3"),
+    ("cosine eps", 64, "1e-3"),
+    ("linear eps", 64, "1e-3"),
+)
 IMAGES = 96_000
 NUM, SAMPLING_SEED = 2_500, 900
 LOOKS: dict[str, dict[str, Any]] = {
@@ -24,13 +30,20 @@ LOOKS: dict[str, dict[str, Any]] = {
 def tasks(folder: Path) -> list[Task]:
     field, runs = fashion(folder), folder / "runs"
     found = [Task("switch/field", field.prepare)]
-    for schedule, batch, rate in OPTIONS:
-        name = f"choose-{schedule}-{batch}-{rate}"
+    for process, batch, rate in OPTIONS:
+        schedule, prediction = process.split()
+        name = f"choose-{schedule}-{prediction}-{batch}-{rate}"
         recipe = transformer(
-            field, name, schedule=schedule, batch=batch, learning_rate=float(rate), steps=IMAGES // batch
+            field,
+            name,
+            schedule=schedule,
+            prediction=prediction,
+            batch=batch,
+            learning_rate=float(rate),
+            steps=IMAGES // batch,
         )
         found.append(Task(f"choose/trained/{name}", partial(train, recipe, runs / name)))
-        for look in LOOKS if (schedule, batch, rate) == OPTIONS[0] else ("ddim 25",):
+        for look in LOOKS if (process, batch, rate) == OPTIONS[0] else ("ddim 25",):
             judge = partial(_judge, field, runs / name, IMAGES // batch, folder / "features" / name / look, look)
             found.append(Task(f"choose/judged/{name}/{look}", judge, ("switch/field", f"choose/trained/{name}")))
     return found

@@ -11,7 +11,7 @@ import hemstitch as hs
 from hemstitch.denoiser import NetDenoiser
 from hemstitch.marked import name_of
 from hemstitch.models.config import Family, NetConfig
-from hemstitch.process import Process
+from hemstitch.process import PredictionType, Process, Schedule
 from hemstitch.recipe import DataRecipe, Recipe, TrainRecipe
 from hemstitch.run import Run
 from hemstitch.train.fit import fit
@@ -31,10 +31,11 @@ def transformer(
     depth: int = 4,
     heads: int = 4,
     patch: int = 4,
-    schedule: str = "cosine",
+    schedule: Schedule = "linear",
+    prediction: PredictionType = "eps",
     **train: object,
 ) -> Recipe:
-    """A small diffusion transformer that predicts eps, trained at uniform times with a constant rate."""
+    """A small diffusion transformer, trained at uniform times with a constant rate."""
     kind, path, size = field.train
     data = field.data()
     net = NetConfig(
@@ -52,8 +53,7 @@ def transformer(
         sample_every=0,
         keep=CHECKPOINTS,
     )
-    process = Process("flow", "flow") if schedule == "flow" else Process(schedule)
-    return Recipe(name, net, process, DataRecipe(kind, path, size), replace(common, **train))
+    return Recipe(name, net, Process(schedule, prediction), DataRecipe(kind, path, size), replace(common, **train))
 
 
 def train(recipe: Recipe, folder: Path) -> Result:

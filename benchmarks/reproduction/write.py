@@ -1,0 +1,55 @@
+"""Results into benchmarks/results, and their tables and pictures into docs/reproduction.md.
+
+Between `<!-- NAME -->` and `<!-- / -->` the document is written by this; the rest, what the figures mean, by people.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+
+from hemstitch.files import write_bytes, write_text
+
+from . import pictures, tables
+from .work import Ledger
+
+RESULTS, DOCUMENT = Path("benchmarks/results"), Path("docs/reproduction.md")
+PARTS = ("choose", "switch", "stitching", "unets", "intervals", "beyond", "ablations", "colour")
+
+
+def write(out: Path, results: Path = RESULTS, document: Path = DOCUMENT) -> None:
+    """Of every part of which there are results; of the others what was written before stays."""
+    ledger = Ledger(out / "results")
+    for part in PARTS:
+        try:
+            summary = import_module(f"{__package__}.{part}").summary(ledger)
+        except FileNotFoundError as error:
+            print(f"{part} is not complete: {error.filename} is not there")
+            continue
+        write_text(results / f"reproduction-{part}.json", json.dumps(summary, indent=1, allow_nan=False))
+    refresh(results, document)
+
+
+def refresh(results: Path = RESULTS, document: Path = DOCUMENT) -> None:
+    """The document and its pictures, of the results as they are committed."""
+    read = {
+        part: json.loads(path.read_text()) for part in PARTS if (path := results / f"reproduction-{part}.json").exists()
+    }
+    made = {name: make(read[part]) for name, (part, make) in tables.TABLES.items() if part in read}
+    write_text(document, filled(document.read_text(), made))
+    for name, (part, draw) in pictures.PICTURES.items():
+        if part in read:
+            write_bytes(document.parent / name, draw(read[part]))
+
+
+def filled(text: str, made: Mapping[str, str]) -> str:
+    """A document with every block that was made in its place. Raises ValueError where there is no place for one."""
+    for name, block in made.items():
+        place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- / -->)", re.DOTALL)
+        text, count = place.subn(lambda match, block=block: f"{match[1]}{block}\n{match[2]}", text)
+        if count != 1:
+            raise ValueError(f"the document has {count} places for {name}, not one")
+    return text
