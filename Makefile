@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test fidelity lint types check clean
+.PHONY: quickstart test fidelity lint types check reproduction reproduction-quick clean
 
 quickstart: .venv/.quickstart
 	$(BIN)/hemstitch quickstart $(ARGS)
@@ -30,6 +30,13 @@ types: .venv/.dev
 	$(BIN)/mypy
 
 check: lint types test
+
+# Fashion-MNIST is Debian's package dataset-fashion-mnist.
+reproduction: .venv/.test
+	$(BIN)/python -m benchmarks.reproduction --workers 2 $(ARGS)
+
+reproduction-quick: .venv/.test
+	$(BIN)/python -m benchmarks.reproduction --part quick --workers 2 --out build/reproduction-quick $(ARGS)
 
 # One stamp per extra: reinstalled when pyproject.toml or the constraints change.
 .venv/.%: pyproject.toml constraints.txt

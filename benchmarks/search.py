@@ -547,9 +547,12 @@ def picture(
         counts = row.plan.counts
         kind: Kind = "other"
         label = ""
+        largest_alone = len(counts) == 1 and row.plan.assignment[0] == names[-1]
         if assignment in chosen:
             kind, label = "found", str(row.plan)
-        elif len(counts) == 1 and row.plan.assignment[0] == names[-1]:
+            if largest_alone and row.plan.steps < steps:  # a point of that line, too
+                dots.append(Dot("fewer steps", "", row.share, row.score.value, row.score.half_width))
+        elif largest_alone:
             kind, label = ("largest", "") if row.plan.steps == steps else ("fewer steps", f"{row.plan.steps} steps")
         elif len(counts) == 1 and row.plan.assignment[0] == names[0]:
             kind = "cheapest"

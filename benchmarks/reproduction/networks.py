@@ -31,8 +31,8 @@ def transformer(
     depth: int = 4,
     heads: int = 4,
     patch: int = 4,
-    schedule: Schedule = "linear",
-    prediction: PredictionType = "eps",
+    schedule: Schedule = "cosine",
+    prediction: PredictionType = "v",
     **train: object,
 ) -> Recipe:
     """A small diffusion transformer, trained at uniform times with a constant rate."""
@@ -43,7 +43,7 @@ def transformer(
     )
     common = TrainRecipe(
         batch=64,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         ema=0.998,
         clip=1.0,
         flip=False,
