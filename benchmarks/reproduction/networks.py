@@ -61,7 +61,7 @@ def train(recipe: Recipe, folder: Path) -> Result:
     run = Run(folder)
     newest = run.newest() if run.exists else None
     if newest is None or newest.name != name_of(recipe.train.steps):
-        for progress in fit(recipe, folder, resume=newest is not None, device="cpu"):
+        for progress in fit(recipe, folder, resume=run.exists, device="cpu"):
             if progress.stopped:
                 raise Stopped
     rates = [json.loads(line)["rate"] for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -25,7 +25,7 @@ def release(out: Path, archive: Path = ARCHIVE) -> None:
     members = {name: at(out / "runs" / r.name, r.train.steps) for name, r in recipes.items()}
     moments = moments_of(field.pictures, field.extractor)
     told = {
-        name: f"{hs.describe(members[name]).parameters / 1e6:.2f} M parameters, {r.net.family} of width {r.net.width} and "
+        name: f"{hs.describe(members[name]).parameters / 1e6:.2f} M parameters, {r.net.family} of width {r.net.width}, "
         f"{r.net.depth} blocks, {r.train.steps} iterations"
         for name, r in recipes.items()
     }
