@@ -90,11 +90,15 @@ class Pair:
         marks = {key: _candidate(plan, look) for key, plan in plans.items()}
         for chunk in range(look.num // BATCH):
             store.sample([*dict.fromkeys(marks.values())], chunk)
-        labels = classes(look.num)
+        labels = self.labels(look)
         return {key: self.field.scores(_rows(store, mark, look), labels) for key, mark in marks.items()}
 
+    def labels(self, look: Look) -> torch.Tensor:
+        """(N,) the classes of the samples of a table."""
+        return classes(look.num, len(self.field.data().classes))
+
     def store(self, name: str, members: dict[str, Denoiser], look: Look) -> Store:
-        ground = Ground(members, classes(look.num), SAMPLERS[look.sampler], look.guidance, seed=SEED, batch=BATCH)
+        ground = Ground(members, self.labels(look), SAMPLERS[look.sampler], look.guidance, seed=SEED, batch=BATCH)
         baseline = _candidate(Plan.steps_each({list(members)[-1]: look.steps}), look)
         return Store(ground, self.field.judge, baseline, self.kept / name)
 
