@@ -1,9 +1,11 @@
 """Archives of trained models, and the quickstart that takes one. The models here are tiny and untrained."""
 
+import io
 import json
 import zipfile
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +107,19 @@ def test_archives_that_are_none(made, tmp_path):
         pretrained.unpack(tmp_path, bad)
 
 
+def test_archives_at_odds_with_themselves_are_refused_before_anything_is_written(made, tmp_path):
+    about = asdict(made[1]) | {"classes": ["0", "1"]}
+    bad = changed(made[0], tmp_path / "a.zip", {"about.json": json.dumps(about).encode()})
+    with pytest.raises(HemstitchError, match="has 10 classes, and it names 2"):
+        pretrained.unpack(tmp_path / "out", bad)
+    numbers = io.BytesIO()
+    np.savez(numbers, arr_0=np.zeros((2, 8, 8, 3), np.uint8))
+    bad = changed(made[0], tmp_path / "b.zip", {"reference.npz": numbers.getvalue()})
+    with pytest.raises(HemstitchError, match="no statistics"):
+        pretrained.unpack(tmp_path / "out", bad)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_that_would_fill_the_disk_is_refused(made, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "LARGEST", 1000)
     with pytest.raises(HemstitchError, match="refused"):
@@ -129,6 +144,9 @@ def test_the_quickstart_trains_nothing(made, tmp_path, capsys, brief):
     assert "a less tiny one" in page
     assert "just before this page" not in page
     assert not (out / "small").exists()
+    assert "digits, ±" not in page
+    assert cli.main(command) == 0, "again, from the beginning"
+    capsys.readouterr()
     before = (out / "curve.json").read_bytes()
     assert cli.main([*command, "--reuse"]) == 0
     assert "measured before" in capsys.readouterr().out

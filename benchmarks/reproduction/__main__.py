@@ -22,8 +22,10 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-# Modules with `tasks`, in the order in which their work is taken.
-PARTS = ("choose", "switch", "stitching", "unets", "intervals", "beyond", "ablations", "colour")
+from . import PARTS
+
+# glibc gives memory back to the system after every large tensor, and takes it again: a tenth of the time of sampling.
+KEEPING = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 ALL = (*PARTS, "write", "release", "quick")
 
 
@@ -65,34 +67,35 @@ def main() -> int:
 def together(out: Path, parts: list[str], only: str, workers: int) -> int:
     """Workers on the same tasks, a process each; what stops this one stops them, and they save."""
     threads = str(max(1, (os.cpu_count() or 1) // workers))
+    told = os.environ | {"OMP_NUM_THREADS": threads} | KEEPING
     command = [sys.executable, "-m", "benchmarks.reproduction", "--out", str(out), "--part", ",".join(parts)]
     command += ["--only", only]
-    group = [subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": threads}) for _ in range(workers)]
+    group = [subprocess.Popen(command, env=told, start_new_session=True) for _ in range(workers)]
 
     def stop(*_: object) -> None:
         for one in group:
             one.send_signal(signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal tells them itself
+    signal.signal(signal.SIGINT, stop)
     return max((one.wait() != 0 for one in group), default=False)
 
 
 def alone(out: Path, parts: list[str], only: str, only_list: bool) -> int:
-    from .work import Ledger, Stopped, work
+    from .work import Ledger, with_needs, work
 
     ledger = Ledger(out / "results")
-    found = [task for part in parts for task in import_module(f"{__package__}.{part}").tasks(out)]
-    tasks = list({task.name: task for task in found}.values())
+    every = {t.name: t for part in {*PARTS, *parts} for t in import_module(f"{__package__}.{part}").tasks(out)}
+    asked = [t.name for part in parts for t in import_module(f"{__package__}.{part}").tasks(out)]
+    tasks = with_needs([name for name in dict.fromkeys(asked) if name.startswith(only)], every)
     if only_list:
         for task in tasks:
             print(f"{'done' if ledger.done(task.name) else 'left'}  {task.name}")
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is not in the middle of training ends
     try:
-        chosen = [task for task in tasks if task.name.startswith(only)]
-        failed = work(chosen, ledger, lambda text: print(text, flush=True))
-    except (Stopped, KeyboardInterrupt):
+        failed = work(tasks, ledger, lambda text: print(text, flush=True))
+    except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 1 if failed else 0

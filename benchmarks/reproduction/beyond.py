@@ -18,6 +18,7 @@ import hemstitch as hs
 from hemstitch import Plan
 from hemstitch.denoiser import Denoiser, Prediction
 from hemstitch.evaluate.features import moments_of
+from hemstitch.identity import identity
 from hemstitch.recipe import Recipe
 from hemstitch.stitch.search.cost import Costs
 from hemstitch.stitch.search.per_sample import compare
@@ -60,6 +61,10 @@ class Autoguided(Denoiser):
             raise hs.HemstitchError("a model and its guide denoise the same space under one process")
         self.model, self.guide, self.scale = model, guide, scale
         self.process, self.spec = model.process, model.spec
+
+    @property
+    def identity(self) -> str:
+        return f"{identity(self.model)} guided by {identity(self.guide)}, {self.scale}"
 
     @property
     def device(self) -> torch.device:

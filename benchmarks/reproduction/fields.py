@@ -5,6 +5,7 @@ Shape suffixes: N samples, C channels, S size, F features.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from hemstitch.evaluate.images import TensorImages
 from hemstitch.evaluate.neighbours import Manifold, neighbours
 from hemstitch.evaluate.score import Score, resampled_means
 from hemstitch.files import save_tensors, write_atomic
+from hemstitch.identity import identity
 from hemstitch.stitch.search.judge import Frechet, Pixels
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -126,12 +128,18 @@ def classes(num: int, count: int = 10) -> Tensor:
     return torch.arange(num) % count
 
 
+def of(kept: Path, *parts: object) -> Path:
+    """A folder within `kept` for what was made by just these: another model, judge or way of sampling has another."""
+    return kept / hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
 def sampled_rows(field: Field, model: Denoiser, num: int, kept: Path, seed: int, **look: Any) -> Tensor:
     """(N, F) features of samples 0..num of a seed; kept as they are made, so that a run stopped goes on from there.
 
     look: as of `generate`, sampler, steps, guidance and the like.
     """
     labels, parts = classes(num, model.spec.num_classes), []
+    kept = of(kept, identity(model), field.judge.hash, seed, sorted(look.items()), BATCH)
     for start in range(0, num, 10 * BATCH):
         path = kept / f"{start:06d}.safetensors"
         if not path.exists():

@@ -8,7 +8,9 @@ from pathlib import Path
 from statistics import median
 
 import hemstitch as hs
+from hemstitch.data import open_dataset
 from hemstitch.denoiser import NetDenoiser
+from hemstitch.errors import HemstitchError
 from hemstitch.marked import name_of
 from hemstitch.models.config import Family, NetConfig
 from hemstitch.process import PredictionType, Process, Schedule
@@ -59,6 +61,10 @@ def transformer(
 def train(recipe: Recipe, folder: Path) -> Result:
     """Train, or go on, to the last step: a result of a task. Raises `Stopped` where it was asked to stop."""
     run = Run(folder)
+    data = open_dataset(recipe.data.kind, recipe.data.path, recipe.data.size)
+    differing = run.recipe.difference(recipe.fitted(data.channels, data.size, len(data.classes))) if run.exists else []
+    if differing:
+        raise HemstitchError(f"{folder} holds another network; these differ: {', '.join(differing)}. Remove it")
     newest = run.newest() if run.exists else None
     if newest is None or newest.name != name_of(recipe.train.steps):
         for progress in fit(recipe, folder, resume=run.exists, device="cpu"):

@@ -32,7 +32,7 @@ def tasks(folder: Path) -> list[Task]:
     for family in FAMILIES:
         run = folder / "runs" / f"quick-{family}"
         found.append(Task(f"quick/trained/{family}", partial(train, switch.recipe(field, family, 0, SHORT), run)))
-        judge = partial(switch.judge, field, run, SHORT, folder / "features" / "quick" / family)
+        judge = partial(switch.judge, field, run, SHORT, folder / "features" / "quick" / family, 0)
         found.append(Task(f"quick/judged/{family}", judge, ("quick/unpacked", f"quick/trained/{family}")))
     pair = stitching.Pair(field, folder / "samples" / "quick", lambda: members(folder / "pretrained"))
     plans = stitching.fractions(FRACTIONS, beyond.SHORT.steps)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -21,6 +21,7 @@ import hemstitch as hs
 from hemstitch import Plan
 from hemstitch.denoiser import Denoiser
 from hemstitch.evaluate.score import Score, compared
+from hemstitch.identity import identity
 from hemstitch.recipe import Recipe
 from hemstitch.samplers import SAMPLERS
 from hemstitch.stitch.orders import ORDERS, ordered
@@ -29,7 +30,7 @@ from hemstitch.stitch.search.store import Store, key_of
 from hemstitch.stitch.search.trunk import Candidate, Ground
 
 from . import switch
-from .fields import BATCH, Field, classes, fashion, told
+from .fields import BATCH, Field, classes, fashion, of, told
 from .networks import at, train, transformer
 from .work import Ledger, Result, Task
 
@@ -100,7 +101,9 @@ class Pair:
     def store(self, name: str, members: dict[str, Denoiser], look: Look) -> Store:
         ground = Ground(members, self.labels(look), SAMPLERS[look.sampler], look.guidance, seed=SEED, batch=BATCH)
         baseline = _candidate(Plan.steps_each({list(members)[-1]: look.steps}), look)
-        return Store(ground, self.field.judge, baseline, self.kept / name)
+        told = {key: identity(member) for key, member in members.items()}
+        kept = of(self.kept / name, told, self.field.judge.hash, replace(look, num=0), SEED, BATCH)
+        return Store(ground, self.field.judge, baseline, kept)
 
 
 def _candidate(plan: Plan, look: Look) -> Candidate:
@@ -174,11 +177,12 @@ def tasks(folder: Path) -> list[Task]:
 
 def orders(steps: int) -> dict[str, Plan]:
     """T-Stitch's Table 7: half of the steps each, in its four orders; the random one three times."""
-    return {
+    drawn = {
         f"{name}{f' {draw}' if name == 'decreasing' else ''}": ordered(name, "small", "large", steps, 0.5, draw)
         for name in ORDERS
         for draw in range(3 if name == "decreasing" else 1)
     }
+    return {"large alone": Plan.steps_each({"large": steps})} | drawn
 
 
 def mixes(steps: int) -> dict[str, Plan]:

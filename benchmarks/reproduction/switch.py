@@ -21,9 +21,9 @@ from hemstitch.models.config import Family
 from hemstitch.recipe import Recipe
 from hemstitch.train.fit import fit
 
-from .fields import Field, classes, fashion, sampled_rows, told
+from .fields import BATCH, Field, classes, fashion, sampled_rows, told
 from .networks import at, train, transformer
-from .work import Ledger, Result, Task
+from .work import Ledger, Result, Stopped, Task
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 SEEDS = (0, 1, 2)
@@ -49,16 +49,19 @@ def tasks(folder: Path) -> list[Task]:
             found.append(Task(trained, partial(train, mine, runs / mine.name)))
             for mark in reversed(MARKS):
                 name = f"switch/judged/{family}-{seed}/{mark}"
-                do = partial(judge, field, runs / mine.name, mark, folder / "features" / name)
+                do = partial(judge, field, runs / mine.name, mark, folder / "features" / name, seed)
                 found.append(Task(name, do, ("switch/field", trained)))
     found.append(Task("switch/pace", partial(pace, field, folder / "pace")))
     return found
 
 
-def judge(field: Field, run: Path, mark: int, kept: Path) -> Result:
-    """Samples of a run's averaged weights after so many steps, without guidance: the first ones, and all at the end."""
+def judge(field: Field, run: Path, mark: int, kept: Path, seed: int) -> Result:
+    """Samples of a run's averaged weights after so many steps, without guidance: the first ones, and all at the end.
+
+    Those of a training seed have a seed of their own, the same for all families.
+    """
     model, num = at(run, mark), NUM if mark == STEPS else FIRST
-    rows = sampled_rows(field, model, num, kept, SAMPLING_SEED, **LOOK)
+    rows = sampled_rows(field, model, num, kept, SAMPLING_SEED + seed, **LOOK)
     result = {name: told(score) for name, score in field.scores(rows[:FIRST], classes(FIRST)).items()}
     if num > FIRST:
         result["all"] = {name: told(score) for name, score in field.scores(rows, classes(num)).items()}
@@ -72,15 +75,18 @@ def pace(field: Field, folder: Path, rounds: int = 30, steps: int = 4) -> Result
         mine = transformer(field, f"pace-{family}", family, steps=steps * (rounds + 2), log_every=1)
         loops[family] = fit(mine, folder / f"{family}-{time.time_ns()}", device="cpu")
     taken: dict[str, list[float]] = {family: [] for family in FAMILIES}
-    for turn in range(rounds + 1):
-        for family, loop in loops.items():
-            began = time.perf_counter()
-            for _ in range(steps):
-                next(loop)
-            if turn:  # the first is warm-up
-                taken[family].append((time.perf_counter() - began) / steps)
-    for loop in reversed(loops.values()):  # each gives back the signal handlers that it found
-        loop.close()
+    try:
+        for turn in range(rounds + 1):
+            for family, loop in loops.items():
+                began = time.perf_counter()
+                for _ in range(steps):
+                    if next(loop).stopped:
+                        raise Stopped
+                if turn:  # the first is warm-up
+                    taken[family].append((time.perf_counter() - began) / steps)
+    finally:
+        for loop in reversed(loops.values()):  # each gives back the signal handlers that it found
+            loop.close()
     return {"seconds_a_step": taken}
 
 
@@ -93,18 +99,19 @@ def summary(ledger: Ledger) -> dict[str, Any]:
     judged_, trained = ledger.all("switch/judged"), ledger.all("switch/trained")
     curves = {
         family: {
-            seed: {
-                mark: judged_[key]["distance"]["value"]
-                for mark in MARKS
-                if (key := f"{family}-{seed}/{mark}") in judged_
-            }
-            for seed in SEEDS
+            seed: {mark: judged_[f"{family}-{seed}/{mark}"]["distance"]["value"] for mark in MARKS} for seed in SEEDS
         }
         for family in FAMILIES
     }
     paces = ledger["switch/pace"]["seconds_a_step"]
     cost = {family: median(a / b for a, b in zip(paces[family], paces["dit"], strict=True)) for family in FAMILIES}
     return {
+        "sampling": {
+            "look": LOOK,
+            "seeds": [SAMPLING_SEED + s for s in SEEDS],
+            "samples": [FIRST, NUM],
+            "batch": BATCH,
+        },
         "field": ledger["switch/field"],
         "trained": trained,
         "judged": judged_,
@@ -165,14 +172,17 @@ def value_at(curve: Curve, step: float) -> float:
 
 def reaching(mine: Mapping[int, Curve], other: Mapping[int, Curve]) -> dict[str, Any]:
     """The share of the other's iterations at which the distance is its final one, by seed; null where it never is."""
-    shares = [reached(mine[seed], min(other[seed].items(), key=lambda at: -at[0])[1]) for seed in SEEDS]
+    shares = [reached(mine[seed], other[seed][STEPS]) for seed in SEEDS]
     whole = [s / MARKS[-1] for s in shares if s is not None]
     return interval(whole) if len(whole) == len(SEEDS) else {"mean": None, "values": shares}
 
 
 def reached(curve: Curve, distance: float) -> float | None:
-    """The first iteration at which a curve comes down to a distance, log-linear between judged checkpoints."""
+    """The first iteration at which a curve comes down to a distance, log-linear between judged checkpoints; no earlier
+    one than the first of those."""
     steps = sorted(curve)
+    if curve[steps[0]] <= distance:
+        return float(steps[0])
     for left, right in pairwise(steps):
         if curve[right] <= distance < curve[left]:
             part = np.log(curve[left] / distance) / np.log(curve[left] / curve[right])

@@ -35,7 +35,7 @@ def over(interval: Summary) -> str:
 
 def gap(row: Summary) -> str:
     """A paired difference, with what it says."""
-    mark = {"lower": "better", "higher": "worse", "no difference": "same"}.get(row["said"], row["said"])
+    mark = {"lower": "better", "higher": "worse", "no difference": "undecided"}.get(row["said"], row["said"])
     return f"{row['gap']:+.2f} ± {row['half_width']:.2f}, {mark}"
 
 
@@ -105,7 +105,7 @@ def verdict(gap_over_seeds: Summary) -> str:
 def _named(pair: str) -> str:
     for family, name in sorted(FAMILY.items(), key=lambda item: -len(item[0])):
         pair = pair.replace(family, name)
-    return pair.replace("Switch-DiT", "Switch-DiT")
+    return pair
 
 
 def fractions(summary: Summary) -> str:

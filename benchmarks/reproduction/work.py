@@ -20,6 +20,7 @@ from hemstitch.files import read_json_file, write_text
 from hemstitch.provenance import provenance
 
 Result = dict[str, Any]
+PATIENCE = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,40 @@ class Ledger:
                 return
             yield True
 
-    def do(self, task: Task, say: Callable[[str], None]) -> None:
-        """Do a task and write its result, with what it took and where."""
+    def do(self, task: Task, origin: Mapping[str, str], say: Callable[[str], None]) -> None:
+        """Do a task and write its result, with where it came from and what it took, in all sittings."""
         say(f"{task.name} …")
         began, cpu = time.perf_counter(), time.process_time()
-        result = task.do()
-        took = {"seconds": round(time.perf_counter() - began, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
-        told = {**result, "took": took, "provenance": provenance()}
+        path = self.folder / ".took" / f"{task.name.replace('/', '+')}.json"
+        before = read_json_file(path) if path.exists() else {"seconds": 0.0, "cpu_seconds": 0.0, "sittings": 0}
+        try:
+            result = task.do()
+        finally:
+            took = {
+                "seconds": round(before["seconds"] + time.perf_counter() - began, 1),
+                "cpu_seconds": round(before["cpu_seconds"] + time.process_time() - cpu, 1),
+                "sittings": before["sittings"] + 1,
+            }
+            write_text(path, json.dumps(took))
+        told = {**result, "took": took, "provenance": {**origin, "date": provenance()["date"]}}
         self.path(task.name).parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path(task.name), json.dumps(told, indent=1, allow_nan=False))
         say(f"{task.name}: {took['seconds']:.0f} s{_shown(result)}")
+
+
+def with_needs(names: Sequence[str], every: Mapping[str, Task]) -> list[Task]:
+    """The tasks of these names, each after all that it needs, at whatever remove."""
+    found: dict[str, Task] = {}
+
+    def add(name: str) -> None:
+        if name not in found:
+            for need in every[name].needs:
+                add(need)
+            found[name] = every[name]
+
+    for name in names:
+        add(name)
+    return list(found.values())
 
 
 def work(tasks: Sequence[Task], ledger: Ledger, say: Callable[[str], None] = print) -> list[str]:
@@ -94,23 +119,26 @@ def work(tasks: Sequence[Task], ledger: Ledger, say: Callable[[str], None] = pri
     if lost:
         raise ValueError(f"tasks need what no task makes: {', '.join(lost)}")
     failed: list[str] = []
+    origin = provenance()  # of the code as it was read, whatever is committed meanwhile
     while True:
         left = [t for t in tasks if not ledger.done(t.name) and t.name not in failed]
         ready = [t for t in left if all(map(ledger.done, t.needs))]
-        if not any(_tried(task, ledger, failed, say) for task in ready):
+        if not any(_tried(task, ledger, failed, origin, say) for task in ready):
             blocked = [t for t in left if not _hopeless(t, tasks, failed)]
-            if not blocked or (not ready and failed):
+            if not blocked:
                 return failed
-            time.sleep(5)  # others are at the rest
+            time.sleep(PATIENCE)  # others are at the rest
 
 
-def _tried(task: Task, ledger: Ledger, failed: list[str], say: Callable[[str], None]) -> bool:
+def _tried(
+    task: Task, ledger: Ledger, failed: list[str], origin: Mapping[str, str], say: Callable[[str], None]
+) -> bool:
     """Whether this worker had the task for itself, and so did it or failed at it."""
     with ledger.held(task.name) as mine:
         if not mine or ledger.done(task.name):
             return False
         try:
-            ledger.do(task, say)
+            ledger.do(task, origin, say)
         except Exception:  # the others go on
             say(f"{task.name} failed:\n{traceback.format_exc()}")
             failed.append(task.name)

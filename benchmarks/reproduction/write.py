@@ -13,22 +13,22 @@ from pathlib import Path
 
 from hemstitch.files import write_bytes, write_text
 
-from . import pictures, tables
+from . import PARTS, pictures, tables
 from .work import Ledger
 
 RESULTS, DOCUMENT = Path("benchmarks/results"), Path("docs/reproduction.md")
-PARTS = ("choose", "switch", "stitching", "unets", "intervals", "beyond", "ablations", "colour")
 
 
 def write(out: Path, results: Path = RESULTS, document: Path = DOCUMENT) -> None:
-    """Of every part of which there are results; of the others what was written before stays."""
+    """Of every part that is done; of the others what was written before stays."""
     ledger = Ledger(out / "results")
     for part in PARTS:
-        try:
-            summary = import_module(f"{__package__}.{part}").summary(ledger)
-        except FileNotFoundError as error:
-            print(f"{part} is not complete: {error.filename} is not there")
+        module = import_module(f"{__package__}.{part}")
+        left = [task.name for task in module.tasks(out) if not ledger.done(task.name)]
+        if left:
+            print(f"{part} is not complete: {len(left)} tasks are left, {left[0]} first")
             continue
+        summary = module.summary(ledger)
         write_text(results / f"reproduction-{part}.json", json.dumps(summary, indent=1, allow_nan=False))
     refresh(results, document)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -20,10 +21,11 @@ from .denoiser import NetDenoiser
 from .errors import HemstitchError
 from .evaluate.classifier import TrainedClassifier
 from .evaluate.frechet import Moments
-from .files import read_json, write_atomic, write_bytes
+from .evaluate.reference import open_reference
+from .files import read_json_file, write_atomic, write_bytes
 from .marked import sha256
 from .recipe import from_dict
-from .weights import save
+from .weights import load, save
 
 SUPPLIED = "pretrained.zip"
 ABOUT, CLASSIFIER, REFERENCE = "about.json", "classifier.safetensors", "reference.npz"
@@ -72,16 +74,16 @@ def pack(path: Path, members: Mapping[str, NetDenoiser], classifier: Path, refer
 
 
 def unpack(out: Path, path: Path | None = None) -> About:
-    """Put the files of an archive (None: hemstitch's own) into a folder; those there already that are equal stay.
+    """Put the files of an archive (None: hemstitch's own) into a folder, once they have been looked at.
 
     Only the files that an archive has are taken, whatever else is in it. Raises HemstitchError where one is missing,
-    damaged or too large.
+    damaged, too large or at odds with the others; then nothing is written.
     """
     if path is None:
         with as_file(files("hemstitch") / SUPPLIED) as supplied:
             return unpack(out, supplied)
     if not path.is_file():
-        raise HemstitchError(f"there is no archive of models at {path}")
+        raise HemstitchError(f"there is no archive of models at {path}: give one that is, or train with `quickstart`")
     wanted = (ABOUT, "small.safetensors", "large.safetensors", CLASSIFIER, REFERENCE)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -93,17 +95,34 @@ def unpack(out: Path, path: Path | None = None) -> About:
             if large:
                 raise HemstitchError(f"{path}: {', '.join(large)} would take more than {LARGEST >> 20} MiB: refused")
             contents = {name: archive.read(name) for name in wanted}
-    except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, HemstitchError):
+            raise
         raise HemstitchError(f"{path} cannot be read ({error}): copy or download it again") from None
-    about: About = from_dict(About, read_json(contents[ABOUT].decode(errors="replace"), f"{path}, {ABOUT}"), ABOUT)
-    for name in wanted:
-        if not (out / name).exists() or (out / name).read_bytes() != contents[name]:
-            write_bytes(out / name, contents[name])
-    made_by = TrainedClassifier.load(out / CLASSIFIER).hash
+    with tempfile.TemporaryDirectory() as aside:
+        for name, data in contents.items():
+            (Path(aside) / name).write_bytes(data)
+        about = _checked(Path(aside), path)
+    for name, data in contents.items():
+        if not (out / name).exists() or (out / name).read_bytes() != data:
+            write_bytes(out / name, data)
+    return about
+
+
+def _checked(folder: Path, path: Path) -> About:
+    """What an archive says of itself, if it is so."""
+    about: About = from_dict(About, read_json_file(folder / ABOUT), f"{path}, {ABOUT}")
+    made_by = TrainedClassifier.load(folder / CLASSIFIER).hash
     if made_by != about.extractor:
         raise HemstitchError(
             f"{path}: its reference is of the features of another classifier ({about.extractor}, not {made_by})"
         )
+    if "pool" not in (open_reference(str(folder / REFERENCE)).statistics or {}):
+        raise HemstitchError(f"{path}: {REFERENCE} holds no statistics (mu, sigma)")
+    for name in ("small", "large"):
+        classes = load(folder / f"{name}.safetensors").spec.num_classes
+        if classes != len(about.classes) or not classes:
+            raise HemstitchError(f"{path}: its {name} model has {classes} classes, and it names {len(about.classes)}")
     return about
 
 

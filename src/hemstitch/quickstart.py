@@ -163,26 +163,29 @@ def quickstart_pretrained(
 ) -> None:
     """The same with models that are trained already: those that come with hemstitch, or of another `archive`.
 
-    Their weights are put into `out` as small.safetensors and large.safetensors. Needs no data: the reference's moments
-    are in the archive.
+    Their weights are put into `out`/models, as small.safetensors and large.safetensors. Needs no data: the reference's
+    moments are in the archive.
     """
     talk = talk or Talk()
     began = time.perf_counter()
+    if out.exists() and not out.is_dir():
+        raise HemstitchError(f"{out} is a file; --out is a folder")
     if (out / "small").is_dir():
         raise HemstitchError(f"{out} holds models that were trained there: choose another --out for pretrained ones")
-    about = unpack(out, archive)
+    models = out / "models"
+    about = unpack(models, archive)
     paths = _begun(out, reuse)
     talk.say(f"pretrained on {about.data}: small is {about.small}, large is {about.large}")
-    extractor = SmallClassifier(out / CLASSIFIER)
-    moments = open_reference(str(out / REFERENCE)).statistics
-    assert moments is not None  # a file of statistics alone
+    extractor = SmallClassifier(models / CLASSIFIER)
+    moments = open_reference(str(models / REFERENCE)).statistics
+    assert moments is not None  # `unpack` saw them
     num = 2_000 if full else 500
     subject = Subject(
         title=f"{about.data}: small first, then large",
-        made=f"They come with hemstitch, trained on {about.data}: the small one is {about.small}, the large one "
-        f"{about.large}.",
+        made=f"{'They come with hemstitch' if archive is None else f'They are of {archive.name}'}, trained on "
+        f"{about.data}: the small one is {about.small}, the large one {about.large}.",
         columns=", ".join(about.classes),
-        members={name: load(out / f"{name}.safetensors") for name in ("small", "large")},
+        members={name: load(models / f"{name}.safetensors") for name in ("small", "large")},
         extractor=extractor,
         reference=moments["pool"],
         classes=len(about.classes),
@@ -190,7 +193,7 @@ def quickstart_pretrained(
         num=num,
         fractions=_fractions(full),
         source={
-            "weights": fingerprint(out),
+            "weights": fingerprint(models),
             "training": about.made,
             "sampling": _sampling(num),
             "classifier": f"{extractor.hash}, test accuracy {extractor.accuracy:.4f}",

@@ -71,7 +71,9 @@ def test_speed_is_a_median_of_ratios_within_a_round():
 
 
 def test_orders_and_mixes_have_the_steps_they_say():
-    for plan in stitching.orders(50).values():
+    alone, *orders = stitching.orders(50).values()
+    assert alone.counts == {"large": 50}
+    for plan in orders:
         assert plan.counts == {"small": 25, "large": 25}
     mixes = stitching.mixes(50)
     assert mixes["20:40:40"].counts == {"small": 10, "middle": 20, "large": 20}

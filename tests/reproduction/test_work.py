@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from reproduction.work import Ledger, Stopped, Task, work
+from reproduction.work import Ledger, Stopped, Task, with_needs, work
+
+from reproduction import work as working
 
 
 @pytest.fixture
@@ -17,8 +19,34 @@ def ledger(tmp_path):
     return Ledger(tmp_path / "results")
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(working, "PATIENCE", 0.05)
+
+
 def quiet(text):
     pass
+
+
+def test_what_is_asked_for_comes_with_its_needs_and_with_nothing_else():
+    every = {t.name: t for t in (Task("a", dict), Task("b", dict, ("a",)), Task("c", dict, ("b",)), Task("d", dict))}
+    assert [t.name for t in with_needs(["c", "a"], every)] == ["a", "b", "c"]
+    with pytest.raises(KeyError):
+        with_needs(["e"], every)
+
+
+def test_what_a_task_took_is_of_all_its_sittings(ledger):
+    def once(seen=[]):  # noqa: B006 (remembered on purpose)
+        seen.append(time.sleep(0.05))
+        if len(seen) == 1:
+            raise Stopped
+        return {}
+
+    with pytest.raises(Stopped):
+        work([Task("a", once)], ledger, quiet)
+    work([Task("a", once)], ledger, quiet)
+    assert ledger["a"]["took"]["sittings"] == 2
+    assert ledger["a"]["took"]["seconds"] >= 0.1
 
 
 def test_tasks_wait_for_their_needs_and_are_done_once(ledger):

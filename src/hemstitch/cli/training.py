@@ -21,7 +21,7 @@ def quickstart(known: argparse.Namespace, rest: list[str]) -> int:
 
     line = Line()
     talk = Talk(line.say, line.show)
-    if known.pretrained:
+    if known.pretrained is not None:
         archive = None if known.pretrained is True else Path(known.pretrained)
         quickstart_pretrained(known.out or Path("runs/pretrained"), known.full, known.reuse, talk, archive)
         return 0

@@ -102,7 +102,7 @@ def html(
 <th>ms per<br>image</th><th>speed-up<br>measured</th><th>speed-up<br>ideal</th></tr></thead>
 <tbody>{rows}</tbody></table></div>
 <p class="soft">Distance and accuracy are measured in the feature space of a small classifier trained on the same
-digits, ± 1.96 standard errors by bootstrap. Ideal is the sum of each model's own time per step, as if stitching cost
+data, ± 1.96 standard errors by bootstrap. Ideal is the sum of each model's own time per step, as if stitching cost
 nothing.</p>
 <h2>The same seeds under every plan</h2>
 <p class="soft">Columns are {escape(columns)}. Early steps settle the layout: plans with the same start share it.</p>
