@@ -52,7 +52,15 @@ def pictures(folder: Path) -> Field:
     """Colour pictures of eight categories; they are there once `emoji.prepare` was called."""
     learned, held = emoji.paths(folder / "emoji")
     reference = partial(Arrays, held, emoji.SIZE)
-    return Field("emoji", folder, ("arrays", str(learned), emoji.SIZE), reference, reference, CLASSIFIER_STEPS)
+    return Field(
+        "emoji",
+        folder,
+        ("arrays", str(learned), emoji.SIZE),
+        reference,
+        reference,
+        CLASSIFIER_STEPS,
+        (3, emoji.SIZE, len(emoji.CATEGORIES)),
+    )
 
 
 def recipe(field: Field, family: Family, seed: int) -> Recipe:

@@ -40,7 +40,8 @@ class Field:
     """A data set and its judge.
 
     train: what networks learn, by name and arguments of `open_dataset`. test: what is held out from the classifier;
-    reference: what distances are to. classifier_steps: of its training.
+    reference: what distances are to. classifier_steps: of its training. shape: channels, side and classes of the data,
+    so that recipes are known before the data are there.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Field:
     test: Callable[[], Dataset]
     reference: Callable[[], Dataset]
     classifier_steps: int
+    shape: tuple[int, int, int]
 
     def data(self) -> Dataset:
         return open_dataset(*self.train)
@@ -162,9 +164,11 @@ def judged(field: Field, model: Denoiser, num: int, kept: Path, seed: int, look:
 def fashion(folder: Path) -> Field:
     """60,000 images to learn, the 10,000 test images as the reference."""
     held = lambda: Idx(FASHION, 28, "test", fashion=True)  # noqa: E731
-    return Field("fashion", folder, ("fashion_mnist", "", 28), held, held, 1500)
+    return Field("fashion", folder, ("fashion_mnist", "", 28), held, held, 1500, (1, 28, 10))
 
 
 def digits(folder: Path) -> Field:
     """scikit-learn's; the reference is all of them, for the held-out part is small."""
-    return Field("digits", folder, ("digits", "train", 8), lambda: Digits("test"), lambda: Digits("all"), 600)
+    return Field(
+        "digits", folder, ("digits", "train", 8), lambda: Digits("test"), lambda: Digits("all"), 600, (1, 8, 10)
+    )

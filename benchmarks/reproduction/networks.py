@@ -39,10 +39,8 @@ def transformer(
 ) -> Recipe:
     """A small diffusion transformer, trained at uniform times with a constant rate."""
     kind, path, size = field.train
-    data = field.data()
-    net = NetConfig(
-        family, data.size, data.channels, patch, width, depth, heads, len(data.classes), learned_variance=False
-    )
+    channels, side, classes = field.shape
+    net = NetConfig(family, side, channels, patch, width, depth, heads, classes, learned_variance=False)
     common = TrainRecipe(
         batch=64,
         learning_rate=3e-3,

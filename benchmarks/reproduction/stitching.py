@@ -96,7 +96,7 @@ class Pair:
 
     def labels(self, look: Look) -> torch.Tensor:
         """(N,) the classes of the samples of a table."""
-        return classes(look.num, len(self.field.data().classes))
+        return classes(look.num, self.field.shape[2])
 
     def store(self, name: str, members: dict[str, Denoiser], look: Look) -> Store:
         ground = Ground(members, self.labels(look), SAMPLERS[look.sampler], look.guidance, seed=SEED, batch=BATCH)
