@@ -209,7 +209,9 @@ def test_samples_that_repeat_what_was_learned_are_seen(tmp_path):
 def field(packages):
     emoji.prepare(packages)
     field = colour.pictures(packages.parent)
-    return Field(field.name, field.folder, field.train, field.test, field.reference, classifier_steps=2, shape=field.shape)
+    return Field(
+        field.name, field.folder, field.train, field.test, field.reference, classifier_steps=2, shape=field.shape
+    )
 
 
 def test_tasks_are_listed_without_pictures_and_hang_together(tmp_path):
