@@ -8,9 +8,7 @@ from pathlib import Path
 from statistics import median
 
 import hemstitch as hs
-from hemstitch.data import open_dataset
 from hemstitch.denoiser import NetDenoiser
-from hemstitch.errors import HemstitchError
 from hemstitch.marked import name_of
 from hemstitch.models.config import Family, NetConfig
 from hemstitch.process import PredictionType, Process, Schedule
@@ -57,17 +55,11 @@ def transformer(
 
 
 def train(recipe: Recipe, folder: Path) -> Result:
-    """Train, or go on, to the last step: a result of a task. Raises `Stopped` where it was asked to stop."""
-    run = Run(folder)
-    data = open_dataset(recipe.data.kind, recipe.data.path, recipe.data.size)
-    differing = run.recipe.difference(recipe.fitted(data.channels, data.size, len(data.classes))) if run.exists else []
-    if differing:
-        raise HemstitchError(f"{folder} holds another network; these differ: {', '.join(differing)}. Remove it")
-    newest = run.newest() if run.exists else None
-    if newest is None or newest.name != name_of(recipe.train.steps):
-        for progress in fit(recipe, folder, resume=run.exists, device="cpu"):
-            if progress.stopped:
-                raise Stopped
+    """Train, or go on, to the last step: a result of a task. Raises `Stopped` where it was asked to stop, and
+    HemstitchError if the folder holds a run of another recipe."""
+    for progress in fit(recipe, folder, resume=Run(folder).exists, device="cpu"):
+        if progress.stopped:
+            raise Stopped
     rates = [json.loads(line)["rate"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "recipe": recipe.hash,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import time
 import traceback
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hemstitch.errors import HemstitchError
 from hemstitch.files import read_json_file, write_text
 from hemstitch.provenance import provenance
 
@@ -26,11 +28,18 @@ PATIENCE = 5.0  # seconds
 @dataclass(frozen=True)
 class Task:
     """name: of its result, "switch/dit-0/8000". do: makes the result, of what was made before. needs: names of tasks
-    that come first."""
+    that come first. of: what the result hangs on but the needs and the code, settings of equal `repr` if they are
+    equal: a result that was made of others is not its own."""
 
     name: str
     do: Callable[[], Result]
     needs: tuple[str, ...] = ()
+    of: object = None
+
+    @property
+    def mark(self) -> str:
+        """Twelve hex digits of its settings."""
+        return hashlib.sha256(repr(self.of).encode()).hexdigest()[:12]
 
 
 class Stopped(KeyboardInterrupt):
@@ -56,6 +65,15 @@ class Ledger:
         """Results whose names begin with `under`/, by the rest of the name."""
         base = self.folder / under
         return {str(path.relative_to(base))[:-5]: read_json_file(path) for path in sorted(base.rglob("*.json"))}
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """HemstitchError if there are results of these tasks that other settings made."""
+        other = [t for t in tasks if self.done(t.name) and self[t.name].get("settings") != t.mark]
+        if other:
+            raise HemstitchError(
+                f"{len(other)} results were made by other settings, {other[0].name} first: remove "
+                f"{self.path(other[0].name)} and its like, or choose another folder (--out)"
+            )
 
     @contextlib.contextmanager
     def held(self, name: str) -> Iterator[bool]:
@@ -85,7 +103,8 @@ class Ledger:
                 "sittings": before["sittings"] + 1,
             }
             write_text(path, json.dumps(took))
-        told = {**result, "took": took, "provenance": {**origin, "date": provenance()["date"]}}
+        told = {**result, "settings": task.mark, "took": took}
+        told["provenance"] = {**origin, "date": provenance()["date"]}
         self.path(task.name).parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path(task.name), json.dumps(told, indent=1, allow_nan=False))
         say(f"{task.name}: {took['seconds']:.0f} s{_shown(result)}")
@@ -108,7 +127,8 @@ def with_needs(names: Sequence[str], every: Mapping[str, Task]) -> list[Task]:
 
 def work(tasks: Sequence[Task], ledger: Ledger, say: Callable[[str], None] = print) -> list[str]:
     """Do what there is to do, in order, and wait for what other workers are at. Returns the names of tasks that failed;
-    what needs them is left."""
+    what needs them is left. Raises as `Ledger.check`, and ValueError for needs that no task makes."""
+    ledger.check(tasks)
     known = {task.name for task in tasks}
     lost = [
         f"{task.name} needs {need}"

@@ -36,7 +36,6 @@ from .evaluate.reference import open_reference
 from .files import read_json_file, save_tensors, write_atomic, write_bytes, write_text
 from .pretrained import CLASSIFIER, REFERENCE, fingerprint, unpack
 from .provenance import provenance
-from .recipe import Recipe
 from .run import Run
 from .stitch.latency import seconds_per_call
 from .stitch.plan import Plan
@@ -130,7 +129,7 @@ def quickstart(
     classifier = _classifier(paths, talk)
     extractor = SmallClassifier(classifier)
     for name, recipe in planned.items():
-        for progress in _trained(out / name, recipe):
+        for progress in fit(recipe, out / name, resume=Run(out / name).exists, device="cpu"):
             yield name, progress
             if progress.stopped:
                 return
@@ -242,15 +241,6 @@ def _classifier(paths: Paths, talk: Talk) -> TrainedClassifier:
     extractor.save(paths.classifier)
     talk.say(f"classifier for distances: {extractor.accuracy:.1%} of {len(Digits('test'))} held-out digits right")
     return extractor
-
-
-def _trained(path: Path, recipe: Recipe) -> Iterator[Progress]:
-    """Train, or go on training, unless the run is finished."""
-    run = Run(path)
-    newest = run.newest() if run.exists else None
-    if newest is not None and newest.name.endswith(f"{recipe.train.steps:08d}"):
-        return iter(())
-    return fit(recipe, path, resume=run.exists, device="cpu")
 
 
 def _measure(paths: Paths, subject: Subject, source: dict[str, str], talk: Talk) -> list[Point]:

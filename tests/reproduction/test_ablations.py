@@ -72,6 +72,7 @@ CHANGED = {
     "renormalised": {Renormalised},
     "skipless": {Skipless},
     "label-gates": {LabelGates},
+    "eps": {"process.prediction"},
     "cosine": {"process.schedule"},
     "min-snr": {"train.weighting"},
     "ant-uw": {"train.weighting"},
@@ -88,10 +89,10 @@ def test_a_variant_differs_from_the_base_in_one_thing(variant):
     assert recipe.train.seed == 1
 
 
-def test_the_base_is_as_published():
+def test_the_base_is_as_published_but_predicts_v():
     recipe = BASE.recipe(base(), 0)
     assert (recipe.net.experts, recipe.net.top_k, recipe.train.prior_weight) == (3, 2, 1)
-    assert (recipe.process, recipe.train.weighting) == (Process("linear", "eps"), "constant")
+    assert (recipe.process, recipe.train.weighting) == (Process("linear", "v"), "constant")
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from reproduction.work import Stopped
 
 import hemstitch as hs
+from hemstitch.errors import HemstitchError
 from reproduction import fields, networks
 
 
@@ -30,9 +31,16 @@ def test_it_trains_and_does_not_train_again(recipe, tmp_path):
     told = networks.train(recipe, tmp_path / "run")
     assert told["steps"] == 6
     assert told["milliseconds_a_step"] > 0
-    before = (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert networks.train(recipe, tmp_path / "run") == told
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_of_another_recipe_is_refused(recipe, tmp_path):
     networks.train(recipe, tmp_path / "run")
-    assert (tmp_path / "run" / "metrics.jsonl").stat().st_mtime_ns == before
+    other = replace(recipe, train=replace(recipe.train, learning_rate=1e-4))
+    with pytest.raises(HemstitchError, match="learning_rate"):
+        networks.train(other, tmp_path / "run")
 
 
 @pytest.mark.parametrize("steps", [1, 3])  # before the first checkpoint, and after it

@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from reproduction.work import Ledger, Stopped, Task, with_needs, work
 
+from hemstitch.errors import HemstitchError
 from reproduction import work as working
 
 
@@ -63,6 +64,13 @@ def test_tasks_wait_for_their_needs_and_are_done_once(ledger):
     assert ledger["b/late"]["value"] == 1.5
     assert {"took", "provenance"} < set(ledger["b/late"])
     assert set(ledger.all("b")) == {"late"}
+
+
+def test_a_result_that_other_settings_made_is_refused(ledger):
+    work([Task("a", dict, of=("seed", 1))], ledger, quiet)
+    work([Task("a", dict, of=("seed", 1)), Task("b", dict)], ledger, quiet)
+    with pytest.raises(HemstitchError, match=r"1 results .* a first: remove .*a\.json"):
+        work([Task("a", dict, of=("seed", 2)), Task("b", dict)], ledger, quiet)
 
 
 def test_a_need_that_no_task_makes_is_an_error_unless_it_is_there(ledger):
