@@ -36,6 +36,7 @@ reproduction: .venv/.test
 	$(BIN)/python -m benchmarks.reproduction --workers 2 $(ARGS)
 
 reproduction-quick: .venv/.test
+	rm -rf build/reproduction-quick
 	$(BIN)/python -m benchmarks.reproduction --part quick --workers 2 --out build/reproduction-quick $(ARGS)
 
 # One stamp per extra: reinstalled when pyproject.toml or the constraints change.

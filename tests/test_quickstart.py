@@ -69,5 +69,5 @@ def test_models_of_another_recipe_are_not_taken_for_one_s_own(tmp_path, monkeypa
     recipe = recipes.digits_small()
     other = replace(recipe, train=replace(recipe.train, learning_rate=1e-5))
     *_, _ = quick.fit(other, tmp_path / "small", device="cpu")
-    with pytest.raises(HemstitchError, match="another recipe; these differ: train.learning_rate"):
+    with pytest.raises(HemstitchError, match=r"another recipe; these differ: train\.learning_rate"):
         list(quick.quickstart(tmp_path, reuse=True))

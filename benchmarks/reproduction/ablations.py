@@ -175,19 +175,21 @@ VARIANTS = (
 def tasks(folder: Path) -> list[Task]:
     where, runs = digits(folder), folder / "runs"
     shared = base(where)
-    found = [Task("ablations/field", where.prepare)]
+    found = [Task("ablations/field", where.prepare, of=where.settings)]
     for seed in SEEDS:
         for variant in VARIANTS:
             recipe = variant.recipe(shared, seed)
             run, trained = runs / recipe.name, f"ablations/trained/{variant.name}-{seed}"
-            found.append(Task(trained, partial(taught, variant, recipe, run)))
+            of = (recipe.hash, variant.network.__name__)
+            found.append(Task(trained, partial(taught, variant, recipe, run), of=of))
             for mark in reversed(MARKS):
                 name = f"ablations/judged/{variant.name}-{seed}/{mark}"
                 do = partial(judge, where, variant, run, mark, folder / "features" / name)
-                found.append(Task(name, do, ("ablations/field", trained)))
+                judged_of = (of, mark, LOOK, NUM, SAMPLING_SEED)
+                found.append(Task(name, do, ("ablations/field", trained), judged_of))
             if variant.routed:
                 name = f"ablations/experts/{variant.name}-{seed}"
-                found.append(Task(name, partial(experts, variant, recipe, run), (trained,)))
+                found.append(Task(name, partial(experts, variant, recipe, run), (trained,), of))
     return found
 
 

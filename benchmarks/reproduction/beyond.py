@@ -6,7 +6,9 @@ member as the guide of the large one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -22,31 +24,32 @@ from hemstitch.identity import identity
 from hemstitch.recipe import Recipe
 from hemstitch.stitch.search.cost import Costs
 from hemstitch.stitch.search.per_sample import compare
-from hemstitch.stitch.search.probes import Priced, fewer_steps
+from hemstitch.stitch.search.probes import Priced, fewer_steps, smallest_fraction
 
 from . import stitching, switch
-from .fields import BATCH, Field, classes, fashion, sampled_rows, told
+from .fields import BATCH, Field, classes, distance_of, draws, fashion, sampled_rows, told
 from .networks import at, train, transformer
 from .stitching import FIFTHS, SEED, TENTHS, Look, Pair, fractions
 from .work import Ledger, Result, Task
 
 BUDGETS = (0.3, 0.5, 0.7, 0.9)
 GUIDES = (1.25, 1.5, 2.0, 3.0)
+SEAMS = (0.4, 0.6, 0.8)  # fractions beside which each sample has a seam of its own
 SHORT = Look(steps=25)
+JUDGED = 2 * SHORT.num  # samples of a seam for each
+SEARCHED = 1000  # samples by which a search chooses
 
 
 def flow(field: Field) -> Recipe:
-    """As large as part A's, trained by flow matching."""
-    return transformer(
-        field,
-        "beyond-flow",
-        schedule="flow",
-        prediction="flow",
-        times="lognormal",
-        time_mean=0.0,
-        time_std=1.0,
-        steps=8000,
-    )
+    """As large as part A's and trained for as long, by flow matching."""
+    times = {"times": "lognormal", "time_mean": 0.0, "time_std": 1.0}
+    return transformer(field, "beyond-flow", schedule="flow", prediction="flow", **times, steps=switch.STEPS)
+
+
+def small_eps(field: Field) -> Recipe:
+    """As small as part B's and trained for as long, but as both papers train: it predicts eps, its betas are linear."""
+    name, steps = "beyond-small-eps", stitching.small(field).train.steps
+    return transformer(field, name, width=48, depth=2, schedule="linear", prediction="eps", steps=steps)
 
 
 @final
@@ -80,110 +83,123 @@ def tasks(folder: Path) -> list[Task]:
     ledger = Ledger(folder / "results")
     recipes = {
         "small": stitching.small(field),
+        "small eps": small_eps(field),
         "large": switch.recipe(field, "dit", 0),
         "switch": switch.recipe(field, "switch_dit", 0),
         "flow": flow(field),
     }
+    made_by = {
+        "small": "stitching/trained/small",
+        "small eps": "beyond/trained/small eps",
+        "large": "switch/trained/dit-0",
+        "switch": "switch/trained/switch_dit-0",
+        "flow": "beyond/trained/flow",
+    }
 
-    def load(large: str) -> Callable[[], dict[str, Denoiser]]:
-        chosen = {"small": recipes["small"], "large": recipes[large]}
+    def load(small: str, large: str) -> Callable[[], dict[str, Denoiser]]:
+        chosen = {"small": recipes[small], "large": recipes[large]}
         return lambda: {name: at(runs / r.name, r.train.steps) for name, r in chosen.items()}
 
-    needs = ("switch/field", "switch/trained/dit-0", "stitching/trained/small")
-    plain = Pair(field, kept, load("large"))
-    wide = Pair(field, folder / "samples" / "stitching", load("large"))
-    table = fractions(FIFTHS, SHORT.steps)
+    def pair(small: str, large: str) -> Pair:
+        return Pair(field, kept, load(small, large))
+
+    def task(name: str, do: Callable[[], Result], small: str, large: str, *also: str, of: object = None) -> Task:
+        needs = ("switch/field", made_by[small], made_by[large], *also)
+        return Task(f"beyond/{name}", do, needs, (recipes[small].hash, recipes[large].hash, SEED, BATCH, of))
+
+    def table(name: str, small: str, large: str) -> Task:
+        plans = fractions(FIFTHS, SHORT.steps)
+        return task(name, partial(pair(small, large).table, name, plans, SHORT), small, large, of=(FIFTHS, SHORT))
+
+    plain, one = pair("small", "large"), ("small", "large")
+    shared = Pair(field, folder / "samples" / "stitching", load(*one))
+    guides = partial(guided, field, load(*one), folder / "features" / "guided")
     return [
-        Task("beyond/trained/flow", partial(train, recipes["flow"], runs / recipes["flow"].name)),
-        Task(
-            "beyond/switch as large",
-            lambda: Pair(field, kept, load("switch")).table("switch", table, SHORT),
-            (*needs, "switch/trained/switch_dit-0"),
+        *(
+            Task(made_by[key], partial(train, recipes[key], runs / recipes[key].name), of=recipes[key].hash)
+            for key in ("small eps", "flow")
         ),
-        Task(
-            "beyond/two processes",
-            lambda: Pair(field, kept, load("flow")).table("flow", table, SHORT),
-            (*needs, "beyond/trained/flow"),
-        ),
-        Task("beyond/one process", lambda: plain.table("eps", table, SHORT), needs),
-        Task("beyond/searched", lambda: searched(field, load("large"), folder / "search"), needs),
-        Task(
-            "beyond/found",
-            lambda: found(wide, ledger),
-            (*needs, "beyond/searched", "stitching/fractions", "stitching/costs"),
-        ),
-        Task("beyond/per sample", lambda: per_sample(plain, ledger), (*needs, "stitching/costs")),
-        Task("beyond/guide", lambda: guided(field, load("large")(), folder / "features" / "beyond"), needs),
+        table("dit as large", "small", "large"),
+        table("switch as large", "small", "switch"),
+        table("two processes", "small eps", "flow"),
+        task("searched", lambda: searched(field, load(*one), folder / "search"), *one, of=(BUDGETS, SEARCHED)),
+        task("found", lambda: found(shared, ledger), *one, "beyond/searched", "stitching/fractions", of=BUDGETS),
+        task("per sample", lambda: per_sample(plain, ledger), *one, "stitching/costs", of=(SEAMS, SHORT, JUDGED)),
+        task("guided", guides, *one, of=(GUIDES, SHORT)),
     ]
 
 
 def searched(field: Field, load: Callable[[], dict[str, Denoiser]], out: Path) -> Result:
     """Plans for some budgets, found as a reader would: `hs.search` with its defaults but for the samples."""
-    reference = moments_of(field.pictures, field.extractor)
     answer = hs.search(
         load(),
         BUDGETS,
         steps=stitching.STEPS,
         guidance=1.5,
-        reference=reference,
+        reference=moments_of(field.pictures, field.extractor),
         extractor=field.extractor,
         batch=BATCH,
-        samples=1000,
+        samples=SEARCHED,
         out=out,
     )
     return {
         "seconds": answer.seconds,
         "images_of_the_largest": answer.images,
-        "results": [{"budget": r.budget, "plan": list(r.found.plan.assignment)} for r in answer.results],
+        "costs": answer.costs.to_data(),
+        "results": [{"budget": r.budget, "plan": json.loads(r.found.plan.to_json())} for r in answer.results],
     }
 
 
-def priced(ledger: Ledger, steps: int, guidance: bool) -> Priced:
-    costs = Costs.from_data(ledger["stitching/costs"]["costs"])
-    return Priced(costs, ("small", "large"), steps, lambda count, last: (guidance,) * count, 1)
+def priced(costs: Mapping[str, Any], steps: int) -> Priced:
+    return Priced(Costs.from_data(costs), ("small", "large"), steps, lambda count, last: (True,) * count, 1)
 
 
 def found(pair: Pair, ledger: Ledger) -> Result:
-    """The plans found, sampled afresh beside every tenth and the large member alone at fewer steps; of each budget the
-    gap to the best of those that fit it."""
-    cost = priced(ledger, stitching.STEPS, True)
-    mine = {b: Plan.explicit(r["plan"]) for r in ledger["beyond/searched"]["results"] for b in [f"{r['budget']:g}"]}
-    rivals = {f"fraction {key}": plan for key, plan in fractions(TENTHS, stitching.STEPS).items()}
-    rivals |= {f"{p.steps} steps": p for b in BUDGETS if (p := fewer_steps(cost, b)) is not None}
-    plans = {f"found {b}": plan for b, plan in mine.items()} | rivals
-    result = pair.table("fractions", plans, Look(num=stitching.NUM))
+    """The plans found, sampled afresh beside every tenth, the plain fraction that fills each budget, and the large
+    member alone at as many steps; of each budget the gap to the best fraction and to the best number of steps that fit
+    it. Shares of the time are by the costs that the search went by."""
+    result = ledger["beyond/searched"]
+    cost, mine = priced(result["costs"], stitching.STEPS), {}
+    for one in result["results"]:
+        mine[f"{one['budget']:g}"] = Plan.from_data(one["plan"])
+    rivals = {f"fraction {r}": plan for r, plan in fractions(TENTHS, stitching.STEPS).items()}
+    for budget in BUDGETS:
+        if (plan := smallest_fraction(cost, "small", budget)) is not None:
+            rivals[f"fraction {plan.counts.get('small', 0) / plan.steps:g}"] = plan
+        if (plan := fewer_steps(cost, budget)) is not None:
+            rivals[f"{plan.steps} steps"] = plan
+    plans = {f"found {budget}": plan for budget, plan in mine.items()} | rivals
+    told_ = pair.table("fractions", plans, Look(num=stitching.NUM))
     for key, plan in plans.items():
-        result["plans"][key]["share"] = cost.share(cost.candidate(plan))
-    scores = {k: s["distance"] for k, s in pair.scores("fractions", plans, Look(num=stitching.NUM)).items()}
-    for b in mine:
-        fit = [k for k in rivals if k.startswith("fraction") and result["plans"][k]["share"] <= float(b) + 1e-9]
-        best = min(fit, key=lambda k: scores[k].value) if fit else None
-        if best is not None:
-            result["plans"][f"found {b}"] |= {
-                "best_fraction": best,
-                "to_best_fraction": stitching.beside(scores[f"found {b}"], scores[best]),
-            }
-    return result
+        told_["plans"][key]["share"] = cost.share(cost.candidate(plan))
+    scores = {key: distance_of(row) for key, row in told_["plans"].items()}
+    for budget in mine:
+        fit = [key for key in rivals if told_["plans"][key]["share"] <= float(budget) + 1e-9]
+        for kind, keys in (("fraction", [k for k in fit if k[0] == "f"]), ("steps", [k for k in fit if k[0] != "f"])):
+            if keys:
+                best = min(keys, key=lambda key: scores[key].value)
+                gap = stitching.beside(scores[f"found {budget}"], scores[best])
+                told_["plans"][f"found {budget}"][f"to_best_{kind}"] = {"best": best, **gap}
+    return told_
 
 
 def per_sample(pair: Pair, ledger: Ledger) -> Result:
     """A seam for each sample at about the mean seam of a fraction, calibrated on other samples than it is judged by."""
-    cost = priced(ledger, SHORT.steps, True)
+    cost, calibration = priced(ledger["stitching/costs"]["costs"], SHORT.steps), SHORT.num // BATCH
+    chosen_by, judged_by = range(calibration), range(calibration, calibration + JUDGED // BATCH)
+    store = pair.store("per-sample", pair.load(), replace(SHORT, num=BATCH * judged_by.stop))
     told_ = {}
-    for key, plan in fractions((0.4, 0.6, 0.8), SHORT.steps).items():
-        look = Look(SHORT.steps, num=2 * SHORT.num)
-        store = pair.store("per-sample", pair.load(), look)
-        chunks = look.num // BATCH
-        chosen_by, judged_by = range(chunks // 2), range(chunks // 2, chunks)
+    for key, plan in fractions(SEAMS, SHORT.steps).items():
         for chunk in judged_by:
             store.sample([cost.candidate(plan)], chunk)
         told_[key] = compare(store, cost, cost.candidate(plan), chosen_by, judged_by).to_data()
-    return {"samples": SHORT.num, "fractions": told_}
+    return {"chosen_by": SHORT.num, "samples": JUDGED, "fractions": told_}
 
 
-def guided(field: Field, members: dict[str, Denoiser], kept: Path) -> Result:
+def guided(field: Field, load: Callable[[], dict[str, Denoiser]], kept: Path) -> Result:
     """The large member alone, under classifier-free guidance, and guided by the small one."""
-    large, labels = members["large"], classes(SHORT.num)
+    members, labels = load(), classes(SHORT.num)
+    large = members["large"]
     models: dict[str, tuple[Denoiser, float]] = {"alone": (large, 1.0)}
     models |= {f"null label, {w:g}": (large, w) for w in GUIDES}
     models |= {f"small member, {w:g}": (Autoguided(large, members["small"], w), 1.0) for w in GUIDES}
@@ -193,19 +209,36 @@ def guided(field: Field, members: dict[str, Denoiser], kept: Path) -> Result:
         rows = sampled_rows(field, model, SHORT.num, kept / name, SEED, **look)
         scores[name] = field.scores(rows, labels)
     return {
-        "look": vars(SHORT) | {"guidance": "by row"},
+        "look": vars(SHORT) | {"guidance": "by row", "seed": SEED, "batch": BATCH},
         "models": {
             name: {figure: told(score) for figure, score in of.items()}
             | {"to_alone": stitching.beside(of["distance"], scores["alone"]["distance"])}
+            | {"draws": draws(of["distance"])}
             for name, of in scores.items()
         },
     }
 
 
 def summary(ledger: Ledger) -> dict[str, Any]:
-    """All results, without the draws."""
+    """All results; Switch-DiT as the large member beside DiT, of the same noise; and what a step takes under each kind
+    of guidance, of one without."""
     results = ledger.all("beyond")
-    for result in results.values():
-        for plan in result.get("plans", {}).values():
-            plan.pop("draws")
+    switch_, dit = (results[f"{name} as large"]["plans"] for name in ("switch", "dit"))
+    results["switch to dit"] = {r: stitching.beside(*map(distance_of, (switch_[r], dit[r]))) for r in dit}
+    costs = Costs.from_data(ledger["stitching/costs"]["costs"])
+    alone = costs.ms("large")
+    results["guided"]["time"] = {
+        "null label": costs.ms("large", True) / alone,
+        "small member": 1 + costs.ms("small") / alone,
+    }
+    best = {
+        kind: min((row for name, row in results["guided"]["models"].items() if name.startswith(kind)), key=_value)
+        for kind in ("null label", "small member")
+    }
+    results["guided"]["small_to_null"] = stitching.beside(*map(distance_of, (best["small member"], best["null label"])))
     return results
+
+
+def _value(row: Mapping[str, Any]) -> float:
+    value: float = row["distance"]["value"]
+    return value

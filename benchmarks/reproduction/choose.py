@@ -29,7 +29,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 def tasks(folder: Path) -> list[Task]:
     field, runs = fashion(folder), folder / "runs"
-    found = [Task("switch/field", field.prepare)]
+    found = [Task("switch/field", field.prepare, of=field.settings)]
     for process, batch, rate in OPTIONS:
         schedule, prediction = process.split()
         name = f"choose-{schedule}-{prediction}-{batch}-{rate}"
@@ -42,10 +42,11 @@ def tasks(folder: Path) -> list[Task]:
             learning_rate=float(rate),
             steps=IMAGES // batch,
         )
-        found.append(Task(f"choose/trained/{name}", partial(train, recipe, runs / name)))
+        found.append(Task(f"choose/trained/{name}", partial(train, recipe, runs / name), of=recipe.hash))
         for look in LOOKS if (process, batch, rate) == OPTIONS[0] else ("ddim 25",):
             judge = partial(_judge, field, runs / name, IMAGES // batch, folder / "features" / name / look, look)
-            found.append(Task(f"choose/judged/{name}/{look}", judge, ("switch/field", f"choose/trained/{name}")))
+            needs, of = ("switch/field", f"choose/trained/{name}"), (recipe.hash, LOOKS[look], NUM, SAMPLING_SEED)
+            found.append(Task(f"choose/judged/{name}/{look}", judge, needs, of))
     return found
 
 

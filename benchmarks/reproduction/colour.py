@@ -12,12 +12,10 @@ Shape suffixes: N samples, M pictures, C channels, S size, F features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,15 +26,12 @@ from hemstitch.denoiser import Denoiser
 from hemstitch.evaluate.score import Score, resampled_means
 from hemstitch.models.config import Family
 from hemstitch.recipe import Recipe
-from hemstitch.samplers import SAMPLERS
 from hemstitch.stitch.search.cost import Costs, measure_costs
-from hemstitch.stitch.search.store import Store, key_of
-from hemstitch.stitch.search.trunk import Candidate, Ground
 
 from . import emoji, switch
 from .fields import BATCH, Field, classes, judged, told
 from .networks import at, train, transformer
-from .stitching import TENTHS, beside, fractions, shorter
+from .stitching import TENTHS, Look, Pair, at_equal_time, fractions, shorter
 from .work import Ledger, Result, Task
 
 STEPS = 2000
@@ -44,8 +39,9 @@ MARKS = (500, 1000, 2000)  # where along training samples are judged
 SMALL_STEPS = 4000
 CLASSIFIER_STEPS = 300
 LOOK: dict[str, Any] = {"sampler": "ddim", "steps": 25}
-NUM, COPIES, TABLE = 8 * BATCH, 4 * BATCH, 16 * BATCH  # samples: of a checkpoint, looked at for copies, of a plan
-SEED, TABLE_SEED = 6000, 7000  # of samples
+NUM, COPIES = 8 * BATCH, 4 * BATCH  # samples: of a checkpoint, and looked at for copies
+SEED = 6000  # of these samples
+TABLE = Look(steps=25, guidance=1.0, num=16 * BATCH)
 
 
 def pictures(folder: Path) -> Field:
@@ -74,37 +70,40 @@ def small(field: Field) -> Recipe:
 
 
 def tasks(folder: Path) -> list[Task]:
-    """Recipes need the pictures, and so are made when their tasks are done."""
     field, runs, ledger = pictures(folder), folder / "runs", Ledger(folder / "results")
     found = [
         Task("colour/pictures", partial(emoji.prepare, folder / "emoji")),
-        Task("colour/field", partial(prepare, field), ("colour/pictures",)),
+        Task("colour/field", partial(prepare, field), ("colour/pictures",), field.settings),
     ]
     for seed in switch.SEEDS:
         for family in switch.FAMILIES:
             run, trained = runs / f"colour-{family}-{seed}", f"colour/trained/{family}-{seed}"
-            found.append(Task(trained, partial(learn, field, family, seed, run), ("colour/pictures",)))
+            mine = recipe(field, family, seed)
+            found.append(Task(trained, partial(train, mine, run), ("colour/pictures",), mine.hash))
             for mark in reversed(MARKS):
                 name = f"colour/judged/{family}-{seed}/{mark}"
                 do = partial(judge, field, run, mark, folder / "features" / name)
-                found.append(Task(name, do, ("colour/field", trained)))
+                found.append(Task(name, do, ("colour/field", trained), (mine.hash, mark, LOOK, NUM, SEED)))
             if seed == 0:
-                found.append(Task(f"colour/copies/{family}", partial(copies, field, run), (trained,)))
+                of = (mine.hash, LOOK, COPIES, SEED)
+                found.append(Task(f"colour/copies/{family}", partial(copies, field, run), (trained,), of))
 
     def members() -> dict[str, Denoiser]:
         return {"small": at(runs / "colour-small", SMALL_STEPS), "large": at(runs / "colour-dit-0", STEPS)}
 
-    def tabled(plans: Mapping[str, Plan], costs: Costs) -> Result:
-        return table(field, members(), plans, costs, folder / "samples" / "colour")
+    pair, tenths = Pair(field, folder / "samples" / "colour", members), fractions(TENTHS, TABLE.steps)
 
-    known = lambda: Costs.from_data(ledger["colour/costs"]["costs"])  # noqa: E731
-    learn_small = lambda: train(small(field), runs / "colour-small")  # noqa: E731
-    found.append(Task("colour/trained/small", learn_small, ("colour/pictures",)))
+    def fewer() -> Result:
+        return pair.table("fractions", shorter(Costs.from_data(ledger["colour/costs"]["costs"]), TENTHS, TABLE), TABLE)
+
+    of = (small(field).hash, recipe(field, "dit", 0).hash, TABLE)
+    learn_small = partial(train, small(field), runs / "colour-small")
+    found.append(Task("colour/trained/small", learn_small, ("colour/pictures",), small(field).hash))
     both = ("colour/trained/dit-0", "colour/trained/small")
-    found.append(Task("colour/costs", lambda: measured(members()), both))
+    found.append(Task("colour/costs", lambda: measured(members()), both, of))
     needs = ("colour/field", "colour/costs", *both)
-    found.append(Task("colour/table/fractions", lambda: tabled(by_fraction(), known()), needs))
-    found.append(Task("colour/table/fewer steps", lambda: tabled(by_time(known()), known()), needs))
+    found.append(Task("colour/table/fractions", lambda: pair.table("fractions", tenths, TABLE), needs, of))
+    found.append(Task("colour/table/fewer steps", fewer, (*needs, "colour/table/fractions"), of))
     return found
 
 
@@ -128,10 +127,6 @@ def prepare(field: Field) -> Result:
 
 
 # Part A
-
-
-def learn(field: Field, family: Family, seed: int, run: Path) -> Result:
-    return train(recipe(field, family, seed), run)
 
 
 def judge(field: Field, run: Path, mark: int, kept: Path) -> Result:
@@ -175,58 +170,17 @@ def nearness(x_NCSS: Tensor, learned: Dataset, held: Dataset) -> dict[str, Score
 # Part B's table
 
 
-def by_fraction() -> dict[str, Plan]:
-    return fractions(TENTHS, LOOK["steps"])
-
-
-def by_time(costs: Costs) -> dict[str, Plan]:
-    """The large member alone at as many steps as take the time of each fraction."""
-    return shorter(costs, TENTHS, LOOK["steps"], guided=False)
-
-
 def measured(members: dict[str, Denoiser]) -> Result:
     """What a solver step of each member takes, in turns."""
     return {"costs": measure_costs(members, batch=BATCH, guided=[False], seconds=30.0).to_data()}
-
-
-def table(field: Field, members: dict[str, Denoiser], plans: Mapping[str, Plan], costs: Costs, kept: Path) -> Result:
-    """Every plan judged on the same seeds and labels; beside it its time, as its steps were measured, and its distance
-    less that of the large member at all steps."""
-    labels = classes(TABLE, members["large"].spec.num_classes)
-    whole = _candidate(Plan.steps_each({"large": LOOK["steps"]}))
-    ground = Ground(members, labels, SAMPLERS[LOOK["sampler"]], seed=TABLE_SEED, batch=BATCH)
-    store = Store(ground, field.judge, whole, kept)
-    marks = {key: _candidate(plan) for key, plan in plans.items()}
-    for chunk in range(TABLE // BATCH):
-        store.sample([*dict.fromkeys([whole, *marks.values()])], chunk)
-
-    def scores(mark: Candidate) -> dict[str, Score]:
-        return field.scores(torch.cat([store.rows[key_of(mark), c] for c in range(TABLE // BATCH)]), labels)
-
-    largest = scores(whole)["distance"]
-    found = {}
-    for key, mark in marks.items():
-        figures = scores(mark)
-        found[key] = {
-            "plan": str(plans[key]),
-            "milliseconds_an_image": costs.of(mark.plan, False, 1) / BATCH,
-            **{name: told(score) for name, score in figures.items()},
-            "to_largest": beside(figures["distance"], largest),
-            "draws": figures["distance"].draws.tolist(),
-        }
-    return {"look": LOOK, "plans": found}
-
-
-def _candidate(plan: Plan) -> Candidate:
-    return Candidate(plan, (False,) * plan.steps)
 
 
 # What came out
 
 
 def summary(ledger: Ledger) -> dict[str, Any]:
-    """Part A as in `switch`, over training seeds; the table, and each fraction beside the large member alone at fewer
-    steps that take as long."""
+    """Part A as in `switch`, over training seeds; the table, with shares of the time as its steps were measured, and
+    each fraction beside the large member alone at fewer steps that take as long."""
     judged_, tables = ledger.all("colour/judged"), ledger.all("colour/table")
     values = {
         family: {
@@ -235,10 +189,10 @@ def summary(ledger: Ledger) -> dict[str, Any]:
         }
         for family in switch.FAMILIES
     }
-    fewer = at_equal_time(tables["fractions"]["plans"], tables["fewer steps"]["plans"])
+    costs = Costs.from_data(ledger["colour/costs"]["costs"])
     for result in tables.values():
         for plan in result["plans"].values():
-            plan.pop("draws")
+            plan["share"] = costs.of(Plan.from_data(plan["plan"]), False, 1) / (TABLE.steps * costs.ms("large"))
     return {
         "pictures": ledger["colour/pictures"],
         "field": ledger["colour/field"],
@@ -258,20 +212,5 @@ def summary(ledger: Ledger) -> dict[str, Any]:
         "copies": ledger.all("colour/copies"),
         "costs": ledger["colour/costs"],
         "table": tables,
-        "fractions_to_fewer_steps": fewer,
+        "fractions_to_fewer_steps": at_equal_time(tables["fractions"]["plans"], tables["fewer steps"]["plans"]),
     }
-
-
-def at_equal_time(mixed: Mapping[str, Any], fewer: Mapping[str, Any]) -> dict[str, Any]:
-    """By fraction: its distance less that of the large member at the steps that take as long, of the same samples."""
-    found = {}
-    for key, plan in fewer.items():
-        fraction = key.rpartition(" ")[2]
-        found[fraction] = {"fewer": key, **beside(_distance(mixed[fraction]), _distance(plan))}
-    return found
-
-
-def _distance(plan: Mapping[str, Any]) -> Score:
-    told_: Mapping[str, Any] = plan["distance"]
-    draws = np.array(plan["draws"])
-    return Score(told_["value"], draws, resampled=told_["samples"], biased_by_size=True)

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -51,6 +52,11 @@ class Field:
     reference: Callable[[], Dataset]
     classifier_steps: int
     shape: tuple[int, int, int]
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What its classifier, and so all figures of it, hang on."""
+        return self.name, self.shape, self.classifier_steps
 
     def data(self) -> Dataset:
         return open_dataset(*self.train)
@@ -123,6 +129,17 @@ class Field:
 def told(score: Score) -> dict[str, Any]:
     """A score as it goes into a result: value, and the standard error over samples."""
     return {"value": score.value, "error": score.error, "samples": score.resampled}
+
+
+def draws(score: Score) -> list[float]:
+    """Of a score, six digits each: whoever has those of two sets of the same samples can compare them as pairs."""
+    return [float(f"{draw:.6g}") for draw in score.draws]
+
+
+def distance_of(result: Mapping[str, Any]) -> Score:
+    """The distance of a result that has it as `told` and its `draws` beside."""
+    kept = result["distance"]
+    return Score(kept["value"], np.array(result["draws"]), resampled=kept["samples"], biased_by_size=True)
 
 
 def classes(num: int, count: int = 10) -> Tensor:

@@ -32,7 +32,7 @@ from hemstitch.run import Run
 from hemstitch.train.times import plan_intervals
 
 from . import networks, stitching, switch
-from .fields import BATCH, Field, classes, fashion, judged, told
+from .fields import BATCH, Field, classes, distance_of, draws, fashion, judged, told
 from .stitching import beside
 from .switch import interval
 from .work import Ledger, Result, Task
@@ -60,13 +60,23 @@ class Trained:
     task: str
 
 
+def recipes(field: Field) -> dict[str, Recipe]:
+    """Of the members, as they were trained first."""
+    return {
+        "small": stitching.small(field),
+        "middle": stitching.middle(field),
+        "large": switch.recipe(field, "dit", 0),
+    }
+
+
 def tasks(folder: Path) -> list[Task]:
     field, runs = fashion(folder), folder / "runs"
-    members = {
-        "small": Trained(runs / stitching.small(field).name, "stitching/trained/small"),
-        "middle": Trained(runs / stitching.middle(field).name, "stitching/trained/middle"),
-        "large": Trained(runs / switch.recipe(field, "dit", 0).name, "switch/trained/dit-0"),
+    made_by = {
+        "small": "stitching/trained/small",
+        "middle": "stitching/trained/middle",
+        "large": "switch/trained/dit-0",
     }
+    members = {name: Trained(runs / recipe.name, made_by[name]) for name, recipe in recipes(field).items()}
     found = [
         task
         for seed in SEEDS
@@ -76,25 +86,29 @@ def tasks(folder: Path) -> list[Task]:
     ]
     needs = tuple(member.task for member in members.values())
     paths = {name: member.run for name, member in members.items()}
-    found += [Task(f"intervals/curves/{group}", partial(curves, paths, group), needs) for group in range(GROUPS)]
+    of = ([recipe.hash for recipe in recipes(field).values()], GROUP, CURVE_SEED)
+    found += [Task(f"intervals/curves/{group}", partial(curves, paths, group), needs, of) for group in range(GROUPS)]
     return list({task.name: task for task in found}.values())
 
 
 def trial(field: Field, folder: Path, members: Mapping[str, Trained], key: str, way: str, seed: int) -> list[Task]:
     """Fine-tune the members of a plan in one way, and judge the plan. What two plans share is one task."""
     plan, found = PLANS[key], []
+    base = recipes(field)
     mine = {name: members[name] for name in plan.counts}
     if way != "as trained":
         for name, before in list(mine.items()):
             what = piece(plan, name, way)
             after = Trained(folder / "runs" / f"intervals-{what}-{seed}", f"intervals/tuned/{what}/{seed}")
             do = partial(tune, before.run, after.run, plan if way == "own times" else None, name, seed)
-            found.append(Task(after.task, do, (before.task,)))
+            settings = (base[name].hash, plan if way == "own times" else None, ITERATIONS, TRAINING_SEED + seed)
+            found.append(Task(after.task, do, (before.task,), settings))
             mine[name] = after
     judged_as = f"intervals/judged/{key}/{way}/{seed}"
     paths = {name: member.run for name, member in mine.items()}
     do = partial(judge, field, paths, plan, folder / "features" / judged_as, seed)
-    return [*found, Task(judged_as, do, ("switch/field", *(member.task for member in mine.values())))]
+    settings = ([base[name].hash for name in mine], plan, way, ITERATIONS, NUM, SAMPLING_SEED + seed)
+    return [*found, Task(judged_as, do, ("switch/field", *(member.task for member in mine.values())), settings)]
 
 
 # Table 6
@@ -125,7 +139,7 @@ def judge(field: Field, paths: Mapping[str, Path], plan: Plan, kept: Path, seed:
     """Samples of the members under the plan, without guidance."""
     model = hs.Stitched(loaded(paths), plan)
     scores = judged(field, model, NUM, kept, SAMPLING_SEED + seed, {"sampler": "ddim"})
-    return {name: told(score) for name, score in scores.items()} | {"draws": scores["distance"].draws.tolist()}
+    return {name: told(score) for name, score in scores.items()} | {"draws": draws(scores["distance"])}
 
 
 def loaded(paths: Mapping[str, Path]) -> dict[str, Denoiser]:
@@ -198,18 +212,13 @@ def summary(ledger: Ledger) -> dict[str, Any]:
 
 def row(by_way: Mapping[str, Sequence[Result]], plan: Plan) -> dict[str, Any]:
     """A plan's results by way of training and seed: means over the seeds, and the gaps between ways."""
-    distances = {way: [distance(result) for result in results] for way, results in by_way.items()}
+    distances = {way: [distance_of(result) for result in results] for way, results in by_way.items()}
     said: dict[str, Any] = {"plan": str(plan)}
     for way, results in by_way.items():
         figures = [figure for figure, of in results[0].items() if isinstance(of, dict) and "value" in of]
         said[way] = {figure: interval([result[figure]["value"] for result in results]) for figure in figures}
     said["gaps"] = {f"{a} less {b}": gap(distances[a], distances[b]) for a, b in GAPS}
     return said
-
-
-def distance(result: Result) -> Score:
-    kept = result["distance"]
-    return Score(kept["value"], np.array(result["draws"]), resampled=kept["samples"], biased_by_size=True)
 
 
 def gap(a: Sequence[Score], b: Sequence[Score]) -> dict[str, Any]:

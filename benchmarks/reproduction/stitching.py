@@ -7,6 +7,7 @@ pairs; what plans have in common at their start is sampled once.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from hemstitch.stitch.search.store import Store, key_of
 from hemstitch.stitch.search.trunk import Candidate, Ground
 
 from . import switch
-from .fields import BATCH, Field, classes, fashion, of, told
+from .fields import BATCH, Field, classes, distance_of, draws, fashion, of, told
 from .networks import at, train, transformer
 from .work import Ledger, Result, Task
 
@@ -39,6 +40,7 @@ TENTHS = tuple(i / 10 for i in range(11))
 FIFTHS = tuple(i / 5 for i in range(6))
 NUM, FEW = 16 * BATCH, 8 * BATCH  # samples of a plan: in the table, and in what surrounds it
 SEED = 2000
+AROUND = 0.4  # the fraction that the large member alone is held against wherever a setting is another
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,13 @@ class Pair:
         largest = list(self.load())[-1]
         alone = next((s["distance"] for key, s in scores.items() if plans[key].counts == {largest: look.steps}), None)
         return {
-            "look": vars(look),
+            "look": vars(look) | {"seed": SEED, "batch": BATCH},
             "plans": {
                 key: {
-                    "plan": str(plans[key]),
+                    "plan": json.loads(plans[key].to_json()),
                     **{figure: told(score) for figure, score in scores[key].items()},
                     **({} if alone is None else {"to_largest": beside(scores[key]["distance"], alone)}),
-                    "draws": scores[key]["distance"].draws.tolist(),
+                    "draws": draws(scores[key]["distance"]),
                 }
                 for key in plans
             },
@@ -124,55 +126,78 @@ def fractions(values: Sequence[float], steps: int) -> dict[str, Plan]:
     return {f"{r:g}": Plan.fractions({"small": r, "large": 1 - r}, steps) for r in values}
 
 
-def shorter(costs: Costs, values: Sequence[float], steps: int, guided: bool) -> dict[str, Plan]:
-    """The large member alone at as many steps as take the time of each fraction."""
-    cost = {name: costs.ms(name, guided) for name in ("small", "large")}
+def shorter(costs: Costs, values: Sequence[float], look: Look) -> dict[str, Plan]:
+    """The large member alone at as many steps as come nearest to the time of each fraction, by what its steps cost."""
+    guided, evaluations = look.guidance != 1, SAMPLERS[look.sampler].evaluations
+    alone = {n: Plan.steps_each({"large": n}) for n in range(2, look.steps)}
+    cost = {n: costs.of(plan, guided, evaluations) for n, plan in alone.items()}
     told: dict[str, Plan] = {}
-    for r, plan in fractions(values, steps).items():
-        count = round(sum(cost[name] * n for name, n in plan.counts.items()) / cost["large"])
-        if 2 <= count < steps:
-            told[f"{count} steps, as long as {r}"] = Plan.steps_each({"large": count})
+    for r, plan in fractions(values, look.steps).items():
+        whole = costs.of(plan, guided, evaluations)
+        if plan.counts.keys() == {"small", "large"}:
+            count = min(cost, key=lambda n: abs(cost[n] - whole))
+            told[f"{count} steps, as long as {r}"] = alone[count]
     return told
 
 
 def tasks(folder: Path) -> list[Task]:
     field, runs = fashion(folder), folder / "runs"
-    large = switch.recipe(field, "dit", 0)
+    recipes = {"small": small(field), "middle": middle(field), "large": switch.recipe(field, "dit", 0)}
     found = [
-        Task(f"stitching/trained/{name}", partial(train, recipe(field), runs / recipe(field).name))
-        for name, recipe in (("small", small), ("middle", middle))
+        Task(
+            f"stitching/trained/{name}", partial(train, recipes[name], runs / recipes[name].name), of=recipes[name].hash
+        )
+        for name in ("small", "middle")
     ]
 
     def load(*names: str) -> Callable[[], dict[str, Denoiser]]:
-        whole = {"small": small(field), "middle": middle(field), "large": large}
-        return lambda: {name: at(runs / whole[name].name, whole[name].train.steps) for name in names}
+        return lambda: {name: at(runs / recipes[name].name, recipes[name].train.steps) for name in names}
 
     pair = Pair(field, folder / "samples" / "stitching", load("small", "large"))
     three = Pair(field, folder / "samples" / "stitching", load("small", "middle", "large"))
     needs = ("switch/field", "switch/trained/dit-0", "stitching/trained/small")
+    ledger, hashes = Ledger(folder / "results"), {name: recipe.hash for name, recipe in recipes.items()}
 
-    def add(name: str, do: Callable[[], Result], *also: str) -> None:
-        found.append(Task(f"stitching/{name}", do, (*needs, *also)))
+    def add(name: str, do: Callable[[], Result], *also: str, of: object = None) -> None:
+        found.append(Task(f"stitching/{name}", do, (*needs, *also), (hashes, SEED, BATCH, of)))
 
-    wide = Look(num=NUM)
+    def as_long(values: Sequence[float], look: Look) -> dict[str, Plan]:
+        return shorter(Costs.from_data(ledger["stitching/costs"]["costs"]), values, look)
+
+    wide, tenths = Look(num=NUM), fractions(TENTHS, STEPS)
     add("costs", lambda: costs(three.load()), "stitching/trained/middle")
-    add("time", lambda: seconds(pair.load(), fractions(TENTHS, STEPS)))
-    add("fractions", lambda: pair.table("fractions", fractions(TENTHS, STEPS), wide))
-    ledger = Ledger(folder / "results")
-    at_equal_time = lambda: shorter(Costs.from_data(ledger["stitching/costs"]["costs"]), TENTHS, STEPS, True)  # noqa: E731
-    add("fewer steps", lambda: pair.table("fractions", at_equal_time(), wide), "stitching/costs")
-    add("orders", lambda: pair.table("fractions", orders(STEPS), wide))
-    add("three members", lambda: three.table("three", mixes(STEPS), wide), "stitching/trained/middle")
-    for steps, values in ((10, FIFTHS), (25, FIFTHS), (100, FIFTHS), (250, (0.0, 0.4))):
-        plans, look = fractions(values, steps), Look(steps=steps)
-        add(f"steps/{steps}", partial(pair.table, f"steps-{steps}", plans, look))
-    for sampler, steps in (("ddpm", 50), ("dpmpp_2m", 20), ("ddim", 20), ("heun", 10)):
-        plans, look = fractions(FIFTHS, steps), Look(steps, sampler)
-        add(f"samplers/{sampler} {steps}", partial(pair.table, f"{sampler}-{steps}", plans, look))
-    for scale in (1.0, 2.0, 4.0):
-        plans, look = fractions(FIFTHS, 25), Look(25, guidance=scale)
-        add(f"guidance/{scale:g}", partial(pair.table, f"guidance-{scale:g}", plans, look))
+    add("time", lambda: seconds(pair.load(), tenths | as_long(TENTHS, wide)), "stitching/costs", of=(tenths, ROUNDS))
+    add("fractions", lambda: pair.table("fractions", tenths, wide), of=(tenths, wide))
+    # These share samples with the fractions, which are made once.
+    fewer, shared = ("stitching/costs", "stitching/fractions"), "stitching/fractions"
+    add("fewer steps", lambda: pair.table("fractions", as_long(TENTHS, wide), wide), *fewer, of=wide)
+    add("orders", lambda: pair.table("fractions", orders(STEPS), wide), shared, of=(orders(STEPS), wide))
+    add(
+        "three members",
+        lambda: three.table("three", mixes(STEPS), wide),
+        "stitching/trained/middle",
+        of=(mixes(STEPS), wide),
+    )
+    for name, look in settings():
+
+        def table(name: str = name, look: Look = look) -> Result:
+            plans = fractions(FIFTHS, look.steps) | as_long((AROUND,), look)
+            return pair.table(name.replace("/", "-"), plans, look)
+
+        add(name, table, "stitching/costs", of=(FIFTHS, AROUND, look))
     return found
+
+
+def settings() -> list[tuple[str, Look]]:
+    """What surrounds the table of fractions: other numbers of steps, samplers and guidance scales."""
+    return [
+        *((f"steps/{steps}", Look(steps)) for steps in (10, 25, 100, 250)),
+        *(
+            (f"samplers/{name} {steps}", Look(steps, name))
+            for name, steps in (("ddpm", 50), ("dpmpp_2m", 20), ("ddim", 20), ("heun", 10))
+        ),
+        *((f"guidance/{scale:g}", Look(25, guidance=scale)) for scale in (1.0, 2.0, 3.0, 4.0)),
+    ]
 
 
 def orders(steps: int) -> dict[str, Plan]:
@@ -202,40 +227,51 @@ def costs(members: dict[str, Denoiser]) -> Result:
     return {"costs": measure_costs(members, batch=BATCH, guided=[False, True], seconds=60.0).to_data()}
 
 
-def seconds(members: dict[str, Denoiser], plans: Mapping[str, Plan], rounds: int = 5, batch: int = 32) -> Result:
+ROUNDS, TIMED = 5, 50  # of timing, and images at a time
+
+
+def seconds(members: dict[str, Denoiser], plans: Mapping[str, Plan], rounds: int = ROUNDS) -> Result:
     """Seconds per image of whole runs by round, plans in turns: ratios within a round are of neighbours in time."""
-    labels = classes(batch).tolist()
+    labels = classes(TIMED).tolist()
     taken: dict[str, list[float]] = {key: [] for key in plans}
     for turn in range(rounds + 1):
         for key, plan in plans.items():
             began = time.perf_counter()
-            hs.generate(hs.Stitched(members, plan), labels, guidance=1.5, seeds=range(batch))
+            hs.generate(hs.Stitched(members, plan), labels, guidance=1.5, seeds=range(TIMED))
             if turn:  # the first is warm-up
-                taken[key].append((time.perf_counter() - began) / batch)
-    return {"seconds_per_image": taken}
+                taken[key].append((time.perf_counter() - began) / TIMED)
+    return {"seconds_per_image": taken, "batch": TIMED}
 
 
 def speed(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """By fraction: how many times as fast as the large member alone, and the share of what it would be if stitching
-    cost nothing; medians over rounds of ratios within a round."""
+    """How many times as fast as the large member alone a plan is; and a fraction's share of what that would be if
+    stitching cost nothing. Medians over rounds of ratios within a round."""
     told = {}
     for key, mine in times.items():
-        ideal = [
-            (1 - float(key)) * large + float(key) * small for large, small in zip(times["0"], times["1"], strict=True)
-        ]
-        told[key] = {
-            "times": median(a / b for a, b in zip(times["0"], mine, strict=True)),
-            "of_ideal": median(a / b for a, b in zip(ideal, mine, strict=True)),
-        }
+        told[key] = {"times": median(a / b for a, b in zip(times["0"], mine, strict=True))}
+        if key in {f"{r:g}" for r in TENTHS}:
+            whole = zip(times["0"], times["1"], strict=True)
+            ideal = [(1 - float(key)) * large + float(key) * small for large, small in whole]
+            told[key]["of_ideal"] = median(a / b for a, b in zip(ideal, mine, strict=True))
     return told
 
 
+def at_equal_time(mixed: Mapping[str, Any], fewer: Mapping[str, Any]) -> dict[str, Any]:
+    """By fraction: its distance less that of the large member at the steps that take as long, of the same samples."""
+    found = {}
+    for key, plan in fewer.items():
+        fraction = key.rpartition(" ")[2]
+        found[fraction] = {"fewer": key, **beside(distance_of(mixed[fraction]), distance_of(plan))}
+    return found
+
+
 def summary(ledger: Ledger) -> dict[str, Any]:
-    """All tables; without the draws, which serve comparisons."""
+    """All tables; guidance 1.5 at 25 steps is among the numbers of steps too."""
     found = ledger.all("stitching")
-    for result in found.values():
-        for plan in result.get("plans", {}).values():
-            plan.pop("draws")
-    if "time" in found:
-        found["time"]["speed"] = speed(found["time"]["seconds_per_image"])
+    found["guidance/1.5"] = found["steps/25"]
+    found["fractions to fewer steps"] = at_equal_time(found["fractions"]["plans"], found["fewer steps"]["plans"])
+    for name, _ in settings():
+        plans = found[name]["plans"]
+        found[name]["to_fewer_steps"] = at_equal_time(plans, {k: p for k, p in plans.items() if "as long as" in k})
+    found["time"]["speed"] = speed(found["time"]["seconds_per_image"])
     return found

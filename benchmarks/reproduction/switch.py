@@ -41,17 +41,18 @@ def recipe(field: Field, family: Family, seed: int, steps: int = STEPS) -> Recip
 
 def tasks(folder: Path) -> list[Task]:
     field, runs = fashion(folder), folder / "runs"
-    found = [Task("switch/field", field.prepare)]
+    found = [Task("switch/field", field.prepare, of=field.settings)]
     for seed in SEEDS:
         for family in FAMILIES:
             mine = recipe(field, family, seed)
             trained = f"switch/trained/{family}-{seed}"
-            found.append(Task(trained, partial(train, mine, runs / mine.name)))
+            found.append(Task(trained, partial(train, mine, runs / mine.name), of=mine.hash))
             for mark in reversed(MARKS):
                 name = f"switch/judged/{family}-{seed}/{mark}"
                 do = partial(judge, field, runs / mine.name, mark, folder / "features" / name, seed)
-                found.append(Task(name, do, ("switch/field", trained)))
-    found.append(Task("switch/pace", partial(pace, field, folder / "pace")))
+                of = (mine.hash, mark, LOOK, NUM, FIRST, SAMPLING_SEED + seed)
+                found.append(Task(name, do, ("switch/field", trained), of))
+    found.append(Task("switch/pace", partial(pace, field, folder / "pace"), of=recipe(field, "dit", 0).hash))
     return found
 
 

@@ -80,7 +80,8 @@ def fractions(steps: int = STEPS) -> dict[str, Way]:
 def tasks(folder: Path) -> list[Task]:
     field, pair, kept = fashion(folder), folder / "runs" / "unets", folder / "samples" / "unets"
     trained = tuple(f"unets/trained/{name}" for name in MEMBERS)
-    judged, ledger = ("switch/field", *trained), Ledger(folder / "results")
+    judged, ledger = ("switch/field", *trained, "unets/time"), Ledger(folder / "results")
+    of = (MEMBERS, fractions(), NUM, FIRST_SEED)
 
     def shorter() -> dict[str, Way]:
         return as_long(ledger["unets/time"]["seconds_per_image"])
@@ -89,11 +90,11 @@ def tasks(folder: Path) -> list[Task]:
         return seconds(pair, {"0": Way(STEPS)} | shorter(), kept)
 
     return [
-        *(Task(f"unets/trained/{name}", partial(train, field, MEMBERS[name], pair / name)) for name in MEMBERS),
-        Task("unets/time", partial(seconds, pair, fractions(), kept), trained),
-        Task("unets/fractions", partial(table, field, pair, fractions(), NUM, kept), judged),
-        Task("unets/fewer steps", lambda: table(field, pair, shorter(), NUM, kept), (*judged, "unets/time")),
-        Task("unets/time of fewer steps", fewer_seconds, ("unets/time",)),
+        *(Task(f"unets/trained/{name}", partial(train, field, m, pair / name), of=m) for name, m in MEMBERS.items()),
+        Task("unets/time", partial(seconds, pair, fractions(), kept), trained, of),
+        Task("unets/fractions", partial(table, field, pair, fractions(), NUM, kept), judged, of),
+        Task("unets/fewer steps", lambda: table(field, pair, shorter(), NUM, kept), (*judged, "unets/fractions"), of),
+        Task("unets/time of fewer steps", fewer_seconds, ("unets/time",), of),
     ]
 
 

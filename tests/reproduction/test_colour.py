@@ -19,13 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from reproduction.fields import Field
 from reproduction.work import Ledger
 
-import hemstitch as hs
 from hemstitch import Plan
 from hemstitch.data import Arrays
-from hemstitch.denoiser import NetDenoiser
 from hemstitch.errors import HemstitchError
-from hemstitch.evaluate.score import Score
-from hemstitch.models import build
 from hemstitch.stitch.search.cost import Cost, Costs
 from reproduction import colour, emoji
 
@@ -238,58 +234,6 @@ def test_training_pictures_are_judged_with_as_many_of_each_class(field, monkeypa
     assert torch.bincount(seen[-1]).tolist() == [5] * 8
 
 
-def members(field):
-    """Two untrained networks that disagree: initialised as they are, they would both say nothing."""
-    found = {}
-    for number, name in enumerate(("small", "large")):
-        net = build(colour.small(field).fitted(3, 32, 8).net)
-        random = torch.Generator().manual_seed(number)
-        for weight in net.parameters():
-            weight.data = 0.02 * torch.randn(weight.shape, generator=random)
-        found[name] = NetDenoiser(net.eval(), colour.small(field).process, field.data().spec(null_label=True))
-    return found
-
-
-def test_the_table_samples_what_generate_does_and_does_not_sample_twice(field, tmp_path, monkeypatch):
-    monkeypatch.setattr(colour, "BATCH", 8)
-    monkeypatch.setattr(colour, "TABLE", 16)
-    monkeypatch.setattr(colour, "LOOK", {"sampler": "ddim", "steps": 4})
-    field.prepare()
-    both = members(field)
-    costs = Costs("", "", 1, 8, "", (Cost("small", False, 1.0, 0, 0, 0), Cost("large", False, 8.0, 0, 0, 0)), "")
-    plans = {"0": Plan.steps_each({"large": 4}), "0.5": Plan.steps_each({"small": 2, "large": 2})}
-    found = colour.table(field, both, plans, costs, tmp_path / "kept")["plans"]
-    labels = torch.arange(16) % 8
-    for key, plan in plans.items():
-        x = hs.generate(hs.Stitched(both, plan), labels, seeds=[(7000, i) for i in range(16)], sampler="ddim", steps=4)
-        wanted = field.scores(field.rows(x), labels)
-        assert found[key]["distance"]["value"] == pytest.approx(wanted["distance"].value, rel=1e-4)
-        assert found[key]["accuracy"]["value"] == wanted["accuracy"].value
-    assert found["0"]["to_largest"] == {"gap": 0, "half_width": 0, "said": "no difference"}
-    assert [found[key]["milliseconds_an_image"] for key in plans] == [4.0, 2.25]
-
-    def refuse(*_, **__):
-        raise AssertionError("sampled again")
-
-    monkeypatch.setattr("hemstitch.stitch.search.store.sampled", refuse)
-    assert colour.table(field, both, plans, costs, tmp_path / "kept")["plans"] == found
-
-
-def test_fractions_are_held_against_fewer_steps_of_the_same_time():
-    def plan(distance, spread):
-        draws = distance + spread * np.array([-1.0, 0.0, 1.0])
-        score = Score(distance, draws, resampled=10)
-        return {"distance": {"value": distance, "error": score.error, "samples": 10}, "draws": draws.tolist()}
-
-    mixed = {"0": plan(5, 1), "0.5": plan(6, 1), "0.8": plan(9, 1)}
-    fewer = {"14 steps, as long as 0.5": plan(6.5, 1.1), "8 steps, as long as 0.8": plan(9, 1.1)}
-    found = colour.at_equal_time(mixed, fewer)
-    assert set(found) == {"0.5", "0.8"}
-    assert found["0.5"]["gap"] == pytest.approx(-0.5)
-    assert found["0.5"]["half_width"] == pytest.approx(1.96 * 0.1)  # of pairs, not of two sets of samples
-    assert (found["0.5"]["said"], found["0.8"]["said"]) == ("lower", "no difference")
-
-
 def test_the_summary_is_of_all_tasks_and_small(tmp_path):
     ledger = Ledger(tmp_path / "results")
     number = {"value": 2.0, "error": 0.1, "samples": 10}
@@ -299,12 +243,17 @@ def test_the_summary_is_of_all_tasks_and_small(tmp_path):
         "colour/table/fractions": ["0", "0.5"],
         "colour/table/fewer steps": ["14 steps, as long as 0.5"],
     }
+    entries = (Cost("small", False, 1.0, 0, 0, 0), Cost("large", False, 8.0, 0, 0, 0))
+    costs = {"costs": Costs("CPU", "float32", 1, 8, "ddim", entries, "").to_data()}
+    plans = {"0": Plan.steps_each({"large": 25}), "0.5": Plan.steps_each({"small": 13, "large": 12})}
+    plans["14 steps, as long as 0.5"] = Plan.steps_each({"large": 14})
     for task in colour.tasks(tmp_path):
-        result = {"it": task.name}
+        result = costs if task.name == "colour/costs" else {"it": task.name}
         if task.name.startswith("colour/judged/"):
             result = worse if "/dit-" in task.name else figures
         if task.name in tables:
-            result = {"plans": {key: {**figures, "draws": [1.9, 2.1]} for key in tables[task.name]}}
+            said = {key: {"plan": json.loads(plan.to_json()), "draws": [1.9, 2.1]} for key, plan in plans.items()}
+            result = {"plans": {key: {**figures, **said[key]} for key in tables[task.name]}}
         ledger.path(task.name).parent.mkdir(parents=True, exist_ok=True)
         ledger.path(task.name).write_text(json.dumps(result))
     told = colour.summary(ledger)
@@ -312,4 +261,5 @@ def test_the_summary_is_of_all_tasks_and_small(tmp_path):
     assert told["at_equal_iterations"]["dtr against dit"][colour.MARKS[0]]["gap"]["mean"] == -2
     assert told["fractions_to_fewer_steps"]["0.5"]["fewer"] == "14 steps, as long as 0.5"
     assert set(told["copies"]) == {"dit", "dtr", "switch_dit"}
-    assert "draws" not in json.dumps(told)
+    assert told["table"]["fractions"]["plans"]["0"]["share"] == 1
+    assert told["table"]["fractions"]["plans"]["0.5"]["share"] == pytest.approx((12 * 8 + 13) / 200)

@@ -1,0 +1,69 @@
+"""The brief reproduction: what is held against what."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from reproduction.work import Ledger
+
+from hemstitch.errors import HemstitchError
+from reproduction import quick
+
+
+def row(value, error=1.0):
+    return {
+        "distance": {"value": value, "error": error, "samples": 10},
+        "draws": [value - error, value, value + error],
+    }
+
+
+@pytest.fixture
+def published():
+    by_family = {"dit": [40.0, 42.0, 44.0], "switch_dit": [38.0, 39.0, 43.0]}
+    over_seeds = {family: {str(quick.SHORT): {"values": values}} for family, values in by_family.items()}
+    plans = {"0": row(10.0), "0.4": row(11.0), "0.8": row(20.0, 2.0)}
+    return {
+        "switch": {"over_seeds": {"distance": over_seeds}, "field": {"classifier": "c"}},
+        "beyond": {"switch as large": {"plans": plans}},
+    }
+
+
+def ledger_of(tmp_path, dit, switch, plans):
+    ledger = Ledger(tmp_path)
+    results = {"judged/dit": row(dit), "judged/switch_dit": row(switch), "fractions": {"plans": plans}}
+    for name, result in results.items():
+        path = ledger.path(f"quick/{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result))
+    return ledger
+
+
+def test_what_is_as_published_lies_inside(tmp_path, published):
+    plans = published["beyond"]["switch as large"]["plans"]
+    rows = quick.compared(ledger_of(tmp_path, 42.0, 40.0, plans), published)
+    assert len(rows) == 8
+    assert all(row.inside for row in rows)
+    assert "all 8 inside" in quick.said(rows)
+
+
+def test_what_is_not_lies_outside_and_is_named(tmp_path, published):
+    plans = {"0": row(10.0), "0.4": row(13.0), "0.8": row(20.0)}
+    rows = quick.compared(ledger_of(tmp_path, 60.0, 40.0, plans), published)
+    outside = [row.what for row in rows if not row.inside]
+    assert f"dit after {quick.SHORT:,} iterations" in outside
+    assert {"small on 0.4 of the steps", "small on 0.4 of the steps, less on none"} < set(outside)
+    assert "outside" in quick.said(rows).splitlines()[-1]
+
+
+def test_a_further_run_spreads_more_than_a_mean():
+    low, high = quick.a_further_one([1.0, 2.0, 3.0])
+    assert (high - low) / 2 == pytest.approx(4.303 * (1 + 1 / 3) ** 0.5, rel=1e-3)
+
+
+def test_without_published_figures_there_is_nothing_to_hold_against(tmp_path):
+    with pytest.raises(HemstitchError, match=r"no .*reproduction-switch\.json"):
+        quick.published(tmp_path)
