@@ -259,6 +259,7 @@ def summary(ledger: Ledger) -> dict[str, Any]:
         "seeds": list(SEEDS),
         "comparisons": f"{len(VARIANTS) - 1} in each metric; a verdict is at 95 % for one comparison alone",
         "variants": {variant.name: of_variant(ledger, variant) for variant in VARIANTS},
+        "results": ledger.all("ablations"),
     }
 
 

@@ -31,7 +31,7 @@ from hemstitch.stitch.search.cost import Costs, measure_costs
 from . import emoji, switch
 from .fields import BATCH, Field, classes, judged, told
 from .networks import at, train, transformer
-from .stitching import TENTHS, Look, Pair, at_equal_time, fractions, shorter
+from .stitching import ROUNDS, TENTHS, Look, Pair, at_equal_time, fractions, seconds, shorter, speed
 from .work import Ledger, Result, Task
 
 STEPS = 2000
@@ -93,8 +93,11 @@ def tasks(folder: Path) -> list[Task]:
 
     pair, tenths = Pair(field, folder / "samples" / "colour", members), fractions(TENTHS, TABLE.steps)
 
-    def fewer() -> Result:
-        return pair.table("fractions", shorter(Costs.from_data(ledger["colour/costs"]["costs"]), TENTHS, TABLE), TABLE)
+    def fewer() -> dict[str, Plan]:
+        return shorter(Costs.from_data(ledger["colour/costs"]["costs"]), TENTHS, TABLE)
+
+    def shorter_table() -> Result:
+        return pair.table("fractions", fewer(), TABLE)
 
     of = (small(field).hash, recipe(field, "dit", 0).hash, TABLE)
     learn_small = partial(train, small(field), runs / "colour-small")
@@ -103,7 +106,9 @@ def tasks(folder: Path) -> list[Task]:
     found.append(Task("colour/costs", lambda: measured(members()), both, of))
     needs = ("colour/field", "colour/costs", *both)
     found.append(Task("colour/table/fractions", lambda: pair.table("fractions", tenths, TABLE), needs, of))
-    found.append(Task("colour/table/fewer steps", fewer, (*needs, "colour/table/fractions"), of))
+    found.append(Task("colour/table/fewer steps", shorter_table, (*needs, "colour/table/fractions"), of))
+    timed = lambda: seconds(members(), tenths | fewer(), TABLE)  # noqa: E731
+    found.append(Task("colour/table/time", timed, ("colour/costs", *both), (of, ROUNDS)))
     return found
 
 
@@ -179,8 +184,8 @@ def measured(members: dict[str, Denoiser]) -> Result:
 
 
 def summary(ledger: Ledger) -> dict[str, Any]:
-    """Part A as in `switch`, over training seeds; the table, with shares of the time as its steps were measured, and
-    each fraction beside the large member alone at fewer steps that take as long."""
+    """Part A as in `switch`, over training seeds; part B's table, each fraction beside the large member alone at fewer
+    steps that take as long."""
     judged_, tables = ledger.all("colour/judged"), ledger.all("colour/table")
     values = {
         family: {
@@ -189,10 +194,7 @@ def summary(ledger: Ledger) -> dict[str, Any]:
         }
         for family in switch.FAMILIES
     }
-    costs = Costs.from_data(ledger["colour/costs"]["costs"])
-    for result in tables.values():
-        for plan in result["plans"].values():
-            plan["share"] = costs.of(Plan.from_data(plan["plan"]), False, 1) / (TABLE.steps * costs.ms("large"))
+    tables["time"]["speed"] = speed(tables["time"]["seconds_per_image"])
     return {
         "pictures": ledger["colour/pictures"],
         "field": ledger["colour/field"],
@@ -211,6 +213,6 @@ def summary(ledger: Ledger) -> dict[str, Any]:
         },
         "copies": ledger.all("colour/copies"),
         "costs": ledger["colour/costs"],
-        "table": tables,
-        "fractions_to_fewer_steps": at_equal_time(tables["fractions"]["plans"], tables["fewer steps"]["plans"]),
+        **tables,
+        "fractions to fewer steps": at_equal_time(tables["fractions"]["plans"], tables["fewer steps"]["plans"]),
     }

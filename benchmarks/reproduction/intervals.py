@@ -162,22 +162,27 @@ def numbers(found: Study) -> dict[str, Any]:
     """What is drawn. latents have a value more than there are steps, of the finished images."""
 
     def band(of: Band) -> dict[str, list[float]]:
-        return {"mean": of.mean.tolist(), "low": of.low.tolist(), "high": of.high.tolist()}
+        return {"mean": rounded(of.mean), "low": rounded(of.low), "high": rounded(of.high)}
 
     def shares(which: str) -> dict[str, dict[str, list[float]]]:
         return {
-            name: {part: share.tolist() for part, share in getattr(spectra, which).items()}
+            name: {part: rounded(share) for part, share in getattr(spectra, which).items()}
             for name, spectra in found.spectra.items()
         }
 
     return {
-        "t": found.t.tolist(),
+        "t": rounded(found.t),
         "latents": {name: band(of) for name, of in found.latents.items()},
         "eps": {name: {"cosine": band(of.cosine), "distance": band(of.distance)} for name, of in found.eps.items()},
         "x0": {name: {"cosine": band(of.cosine), "distance": band(of.distance)} for name, of in found.x0.items()},
         "power": shares("power"),
         "unsettled": shares("unsettled"),
     }
+
+
+def rounded(values: torch.Tensor) -> list[float]:
+    """Five digits each."""
+    return [float(f"{value:.5g}") for value in values.tolist()]
 
 
 def over(groups: Sequence[Any]) -> Any:
@@ -207,6 +212,7 @@ def summary(ledger: Ledger) -> dict[str, Any]:
             for key, plan in PLANS.items()
         },
         "curves": together | {"settled_from": settled, "groups": len(groups), "samples": GROUP * len(groups)},
+        "results": ledger.all("intervals"),
     }
 
 

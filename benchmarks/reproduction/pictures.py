@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-BLUE, BROWN, GREEN, GREY, INK = "#1f4e8c", "#b3541e", "#0b6e4f", "#7a7a7a", "#222222"
-FAMILY = {
-    "dit": ("DiT", GREY, "s", "--"),
-    "dtr": ("DTR", BROWN, "^", "-."),
-    "switch_dit": ("Switch-DiT", BLUE, "o", "-"),
-}
+from hemstitch.evaluate.score import NORMAL_95
+
+from .tables import FAMILY
+
+BLUE, BROWN, GREEN, GREY = "#1f4e8c", "#b3541e", "#0b6e4f", "#7a7a7a"
+LOOK = {"dit": (GREY, "s", "--"), "dtr": (BROWN, "^", "-."), "switch_dit": (BLUE, "o", "-")}
+PARTS = {"low": (BLUE, "-"), "middle": (GREEN, "-."), "high": (BROWN, "--")}
+DISTANCE = "Fréchet distance (lower is better)"
+FIGURES = {"accuracy": "class accuracy", "precision": "precision", "recall": "recall"}
+Summary = Mapping[str, Any]
+
+
+class Point(NamedTuple):
+    """x: time, as a share. row: a result with a distance."""
+
+    x: float
+    row: Summary
+    label: str
 
 
 def _png(figure: Any) -> bytes:
@@ -36,109 +49,168 @@ def _dress(axes: Any, title: str, x: str, y: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def families(summary: Mapping[str, Any], what: str) -> bytes:
-    """Distance along training, by iterations and by time, every seed a thin line; beside it precision and recall."""
-    cost = summary["seconds_a_step_to_dit"]
-    figure, (by_step, by_time, near) = plt.subplots(1, 3, figsize=(11, 4), dpi=150, layout="constrained")
-    for family, (name, color, marker, line) in FAMILY.items():
+def _logarithmic(axes: Any) -> None:
+    """A log axis with numbers at 1, 2 and 5 of each decade, or at all where that leaves too few."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    subs = (1, 2, 5) if high / low > 6 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def families(summary: Summary, what: str) -> bytes:
+    """Distance and other figures along training: means over seeds with 95 % intervals, every seed's distance a thin
+    line; where the families' pace was measured, distance by time too."""
+    cost = summary.get("seconds_a_step_to_dit")
+    panels = ["step", *(["time"] if cost else []), *FIGURES]
+    columns = 3 if cost else 2
+    figure, grid = plt.subplots(2, columns, figsize=(3.6 * columns, 6.4), dpi=150, layout="constrained")
+    axes = dict(zip(panels, grid.flat, strict=False))
+    for family, name in FAMILY.items():
+        color, marker, line = LOOK[family]
+        look = {"color": color, "marker": marker, "linestyle": line, "markersize": 4, "linewidth": 1.3, "capsize": 2}
+
+        def drawn(on: Any, of: Summary, scale: float = 1.0, name: str = name, look: Any = look) -> None:
+            marks = sorted(of, key=int)
+            means, halves = ([of[mark][key] for mark in marks] for key in ("mean", "half_width"))
+            on.errorbar([int(mark) * scale for mark in marks], means, yerr=halves, label=name, **look)
+
         over = summary["over_seeds"]["distance"][family]
+        drawn(axes["step"], over)
+        if cost:
+            drawn(axes["time"], over, cost[family])
         marks = sorted(over, key=int)
-        x = [int(mark) for mark in marks]
-        means = [over[mark]["mean"] for mark in marks]
-        look = {"color": color, "marker": marker, "linestyle": line, "markersize": 5, "linewidth": 1.5}
-        by_step.plot(x, means, label=name, **look)
-        by_time.plot([step * cost[family] for step in x], means, label=name, **look)
         for seed in range(len(over[marks[0]]["values"])):
-            by_step.plot(x, [over[mark]["values"][seed] for mark in marks], color=color, linewidth=0.5, alpha=0.6)
-        pr = [(summary["over_seeds"][f][family][marks[-1]]) for f in ("recall", "precision")]
-        near.errorbar(
-            pr[0]["mean"],
-            pr[1]["mean"],
-            xerr=pr[0]["half_width"],
-            yerr=pr[1]["half_width"],
-            fmt=marker,
-            color=color,
-            markersize=6,
-            label=name,
-            capsize=2,
-        )
-    y = "Fréchet distance (lower is better)"
-    for axes in (by_step, by_time):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    _dress(by_step, f"{what}: at equal iterations", "iterations", y)
-    _dress(by_time, "at equal time", "time, in iterations of the DiT", y)
-    _dress(near, "at the end, 95 % over seeds", "recall", "precision")
-    by_step.legend(frameon=False, fontsize=8)
+            values = [over[mark]["values"][seed] for mark in marks]
+            axes["step"].plot([int(mark) for mark in marks], values, color=color, linewidth=0.5, alpha=0.6)
+        for key in FIGURES:
+            drawn(axes[key], summary["over_seeds"][key][family])
+    for key in ("step", "time"):
+        if key in axes:
+            _logarithmic(axes[key])
+    _dress(axes["step"], f"{what}: at equal iterations", "iterations", DISTANCE)
+    if cost:
+        _dress(axes["time"], "at equal time", "time, in iterations of the DiT", "")
+    for key, label in FIGURES.items():
+        _dress(axes[key], label, "iterations", "")
+    axes["step"].legend(frameon=False, fontsize=8)
+    for empty in grid.flat[len(panels) :]:
+        empty.axis("off")
     return _png(figure)
 
 
-def fraction_curve(
-    shares: Sequence[float],
-    rows: Sequence[Mapping[str, Any]],
-    labels: Sequence[str],
-    fewer: Sequence[tuple[float, Mapping[str, Any], str]],
-    title: str,
-    more: Sequence[tuple[float, Mapping[str, Any], str]] = (),
-) -> bytes:
+def fraction_curve(small_first: Sequence[Point], fewer: Sequence[Point], more: Sequence[Point], title: str) -> bytes:
     """Distance against the time of the large member alone: fractions, the large member in fewer steps, other plans."""
     figure, axes = plt.subplots(figsize=(8, 4.6), dpi=150, layout="constrained")
 
-    def line(points: Sequence[tuple[float, Mapping[str, Any], str]], label: str, **look: Any) -> None:
-        points = sorted(points, key=lambda p: p[0])
-        axes.errorbar(
-            [p[0] for p in points],
-            [p[1]["distance"]["value"] for p in points],
-            yerr=[1.96 * p[1]["distance"]["error"] for p in points],
-            label=label,
-            capsize=2,
-            linewidth=1.4,
-            **look,
-        )
-        for share, row, text in points:
-            axes.annotate(
-                text,
-                (share, row["distance"]["value"]),
-                textcoords="offset points",
-                xytext=(4, 6),
-                fontsize=7,
-                color=look["color"],
-            )
+    def line(points: Sequence[Point], label: str, below: bool = False, **look: Any) -> None:
+        points = sorted(points, key=lambda point: point.x)
+        values = [point.row["distance"]["value"] for point in points]
+        errors = [NORMAL_95 * point.row["distance"]["error"] for point in points]
+        axes.errorbar([p.x for p in points], values, errors, label=label, capsize=2, linewidth=1.4, **look)
+        for point, value in zip(points, values, strict=True):
+            place = {"textcoords": "offset points", "xytext": (4, -11 if below else 6)}
+            axes.annotate(point.label, (point.x, value), fontsize=7, color=look["color"], **place)
 
-    line(list(zip(shares, rows, labels, strict=True)), "small on the first share of the steps", color=BLUE, marker="o")
+    line(small_first, "small on the first share of the steps", color=BLUE, marker="o")
     if fewer:
-        line(
-            fewer,
-            "the large member alone, fewer steps",
-            color=BROWN,
-            marker="s",
-            linestyle="--",
-            markerfacecolor="white",
-        )
+        dashed = {"color": BROWN, "marker": "s", "linestyle": "--", "markerfacecolor": "white"}
+        line(fewer, "the large member alone, fewer steps", below=True, **dashed)
     if more:
-        line(more, "other plans", color=GREEN, marker="*", linestyle="none", markersize=9)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    _dress(axes, title, "time, of the large member alone at all steps", "Fréchet distance (lower is better)")
+        line(more, "found by search, by its budget", True, color=GREEN, marker="*", linestyle="none", markersize=9)
+    _logarithmic(axes)
+    _dress(axes, title, "time, of the large member alone at all steps", DISTANCE)
     axes.legend(frameon=False, fontsize=8)
     return _png(figure)
 
 
-def _stitched(summary: Mapping[str, Any]) -> bytes:
-    speed = summary["time"]["speed"]
-    rows = summary["fractions"]["plans"]
-    fewer = [
-        (1 / speed[name.rpartition(" ")[2]]["times"], row, name.partition(",")[0])
-        for name, row in summary["fewer steps"]["plans"].items()
-    ]
-    shares = [1 / speed[r]["times"] for r in rows]
-    title = "Fashion-MNIST: a small DiT first, 50 DDIM steps, guidance 1.5"
-    return fraction_curve(shares, list(rows.values()), list(rows), fewer, title)
+def stitched(title: str) -> Callable[[Summary], bytes]:
+    """Of a part that has `fractions`, `fewer steps` and their `time`."""
+
+    def draw(summary: Summary) -> bytes:
+        speed = summary["time"]["speed"]
+
+        def points(of: str, label: Callable[[str], str]) -> list[Point]:
+            rows = summary[of]["plans"]
+            return [Point(1 / speed[key]["times"], row, label(key)) for key, row in rows.items()]
+
+        fewer = points("fewer steps", lambda key: key.partition(",")[0])
+        return fraction_curve(points("fractions", str), fewer, [], title)
+
+    return draw
 
 
-PICTURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bytes]]] = {
+def found(summary: Summary) -> bytes:
+    """Plans that a search found among fractions and fewer steps, all at the price that the search went by."""
+    groups: dict[str, list[Point]] = {"fraction": [], "steps": [], "found": []}
+    for key, row in summary["found"]["plans"].items():
+        first, _, rest = key.partition(" ")
+        if first == "found":
+            groups["found"].append(Point(row["share"], row, f"{100 * float(rest):.0f} %"))
+        elif first == "fraction":
+            groups["fraction"].append(Point(row["share"], row, rest if len(rest) <= 3 else ""))
+        else:
+            groups["steps"].append(Point(row["share"], row, f"{first} steps"))
+    return fraction_curve(groups["fraction"], groups["steps"], groups["found"], "Fashion-MNIST: plans found by search")
+
+
+def agreement(summary: Summary) -> bytes:
+    """How alike the members' trajectories and answers are, and which frequencies of the image are in place, by step."""
+    curves = summary["curves"]
+    figure, (own, asked, spectrum) = plt.subplots(1, 3, figsize=(11, 3.8), dpi=150, layout="constrained")
+    for (name, band), color in zip(curves["latents"].items(), (BLUE, GREEN), strict=False):
+        _band(own, band["mean"], color, name)
+    for (name, likeness), color in zip(curves["eps"].items(), (BLUE, GREEN), strict=False):
+        _band(asked, likeness["cosine"]["mean"], color, f"{name}: noise")
+        _band(asked, curves["x0"][name]["cosine"]["mean"], color, f"{name}: image", "--")
+    large = list(curves["unsettled"])[-1]
+    for (part, share), (color, line) in zip(curves["unsettled"][large].items(), PARTS.values(), strict=False):
+        _band(spectrum, share, color, part, line)
+    _dress(own, "each along its own trajectory", "step", "cosine to the large member's image")
+    _dress(asked, "asked about the large member's images", "step", "cosine to its prediction")
+    _dress(spectrum, f"{large}: what is left of each frequency", "step", "share still to come")
+    for axes in (own, asked, spectrum):
+        axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def _band(axes: Any, curve: Summary, color: str, label: str, line: str = "-") -> None:
+    values, errors = curve["value"], curve["error"]
+    x = range(len(values))
+    axes.plot(x, values, color=color, label=label, linestyle=line, linewidth=1.4)
+    low, high = ([v + side * NORMAL_95 * e for v, e in zip(values, errors, strict=True)] for side in (-1, 1))
+    axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def ablations(summary: Summary) -> bytes:
+    """The difference of each variant to the base, as of pairs where they begin alike, with its 95 % interval."""
+    rows = []
+    for variant in summary["variants"].values():
+        distance = variant["steps"][max(variant["steps"], key=int)]["distance"]
+        if "gap" in distance:
+            kind = "paired" if variant["same_start"] else "welch"
+            rows.append((variant["differs"], distance["gap"], distance[kind]["half_width"], distance[kind]["said"]))
+    figure, axes = plt.subplots(figsize=(8, 0.28 * len(rows) + 1.2), dpi=150, layout="constrained")
+    for place, (_, gap, half, said) in enumerate(reversed(rows)):
+        color = {"lower": GREEN, "higher": BROWN}.get(said, GREY)
+        axes.errorbar([gap], [place], xerr=[half], fmt="o", color=color, capsize=2, markersize=4)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [differs for differs, *_ in reversed(rows)])
+    _dress(axes, "Digits: distance less the base's, 95 % over seeds", "better   ←   difference   →   worse", "")
+    return _png(figure)
+
+
+PICTURES: dict[str, tuple[str, Callable[[Summary], bytes]]] = {
     "reproduction_families.png": ("switch", lambda summary: families(summary, "Fashion-MNIST")),
-    "reproduction_fractions.png": ("stitching", _stitched),
+    "reproduction_fractions.png": (
+        "stitching",
+        stitched("Fashion-MNIST: a small DiT first, 50 DDIM steps, guidance 1.5"),
+    ),
+    "reproduction_unets.png": ("unets", stitched("Fashion-MNIST: a small U-Net first, 50 DDIM steps")),
+    "reproduction_agreement.png": ("intervals", agreement),
+    "reproduction_found.png": ("beyond", found),
+    "reproduction_ablations.png": ("ablations", ablations),
+    "reproduction_colour_families.png": ("colour", lambda summary: families(summary, "Emoji")),
+    "reproduction_colour_fractions.png": ("colour", stitched("Emoji: a small DiT first, 25 DDIM steps")),
 }

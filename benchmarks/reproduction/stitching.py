@@ -166,7 +166,12 @@ def tasks(folder: Path) -> list[Task]:
 
     wide, tenths = Look(num=NUM), fractions(TENTHS, STEPS)
     add("costs", lambda: costs(three.load()), "stitching/trained/middle")
-    add("time", lambda: seconds(pair.load(), tenths | as_long(TENTHS, wide)), "stitching/costs", of=(tenths, ROUNDS))
+    add(
+        "time",
+        lambda: seconds(pair.load(), tenths | as_long(TENTHS, wide), wide),
+        "stitching/costs",
+        of=(tenths, ROUNDS),
+    )
     add("fractions", lambda: pair.table("fractions", tenths, wide), of=(tenths, wide))
     # These share samples with the fractions, which are made once.
     fewer, shared = ("stitching/costs", "stitching/fractions"), "stitching/fractions"
@@ -230,14 +235,15 @@ def costs(members: dict[str, Denoiser]) -> Result:
 ROUNDS, TIMED = 5, 50  # of timing, and images at a time
 
 
-def seconds(members: dict[str, Denoiser], plans: Mapping[str, Plan], rounds: int = ROUNDS) -> Result:
+def seconds(members: dict[str, Denoiser], plans: Mapping[str, Plan], look: Look) -> Result:
     """Seconds per image of whole runs by round, plans in turns: ratios within a round are of neighbours in time."""
-    labels = classes(TIMED).tolist()
+    labels = classes(TIMED, next(iter(members.values())).spec.num_classes)
+    told = {"sampler": look.sampler, "guidance": look.guidance}
     taken: dict[str, list[float]] = {key: [] for key in plans}
-    for turn in range(rounds + 1):
+    for turn in range(ROUNDS + 1):
         for key, plan in plans.items():
             began = time.perf_counter()
-            hs.generate(hs.Stitched(members, plan), labels, guidance=1.5, seeds=range(TIMED))
+            hs.generate(hs.Stitched(members, plan), labels, seeds=range(TIMED), **told)
             if turn:  # the first is warm-up
                 taken[key].append((time.perf_counter() - began) / TIMED)
     return {"seconds_per_image": taken, "batch": TIMED}

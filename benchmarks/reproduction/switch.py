@@ -116,6 +116,7 @@ def summary(ledger: Ledger) -> dict[str, Any]:
         "field": ledger["switch/field"],
         "trained": trained,
         "judged": judged_,
+        "pace": ledger["switch/pace"],
         "seconds_a_step_to_dit": cost,
         "over_seeds": {
             figure: {family: {mark: over_seeds(judged_, family, mark, figure) for mark in MARKS} for family in FAMILIES}

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from statistics import mean
 from typing import Any
+
+from hemstitch.evaluate.score import NORMAL_95
 
 Summary = Mapping[str, Any]
 FAMILY = {"dit": "DiT", "dtr": "DTR", "switch_dit": "Switch-DiT"}
-NORMAL_95 = 1.96
+PARTS = {
+    "choose": "what was chosen",
+    "switch": "A, families",
+    "stitching": "B, transformers",
+    "unets": "B, U-Nets",
+    "intervals": "B, intervals and curves",
+    "beyond": "C, together and beyond",
+    "ablations": "D, ablations",
+    "colour": "E, colour",
+}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -15,12 +28,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
+# Figures
+
+
 def pm(value: float, half: float | None) -> str:
     """A value and half of its 95 % interval, to the digit that the interval leaves."""
     if half is None:
         return f"{value:.3g}"
-    places = 0 if half >= 9.5 else 1 if half >= 0.95 else 2 if half >= 0.095 else 3
+    places = _places(half)
     return f"{value:.{places}f} ± {half:.{places}f}"
+
+
+def _places(half: float) -> int:
+    return 0 if half >= 9.5 else 1 if half >= 0.95 else 2 if half >= 0.095 else 3
 
 
 def of(score: Summary) -> str:
@@ -33,63 +53,15 @@ def over(interval: Summary) -> str:
     return pm(interval["mean"], interval["half_width"])
 
 
+def signed(value: float, half: float) -> str:
+    places = _places(half)
+    return f"{value:+.{places}f} ± {half:.{places}f}"
+
+
 def gap(row: Summary) -> str:
-    """A paired difference, with what it says."""
+    """A difference of distances, with what its interval says."""
     mark = {"lower": "better", "higher": "worse", "no difference": "undecided"}.get(row["said"], row["said"])
-    return f"{row['gap']:+.2f} ± {row['half_width']:.2f}, {mark}"
-
-
-def choose(summary: Summary) -> str:
-    rows = []
-    for name, looks in grouped(summary["judged"]).items():
-        schedule, prediction, batch, rate = name.removeprefix("choose-").split("-", 3)
-        for look, row in looks.items():
-            rows.append([f"{schedule}, {prediction}, {rate}", batch, look, of(row["distance"]), of(row["accuracy"])])
-    return table(["schedule, prediction, rate", "batch", "sampler", "distance", "class accuracy"], rows)
-
-
-def grouped(results: Summary) -> dict[str, dict[str, Any]]:
-    """Results by the part of their name before the last /, then by the rest."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, result in results.items():
-        head, _, tail = name.rpartition("/")
-        found.setdefault(head, {})[tail] = result
-    return found
-
-
-def switch_curve(summary: Summary) -> str:
-    distance = summary["over_seeds"]["distance"]
-    marks = sorted(distance["dit"], key=int)
-    rows = [[FAMILY[f], *(over(distance[f][mark]) for mark in marks)] for f in FAMILY]
-    for pair, by_mark in summary["at_equal_iterations"].items():
-        rows.append([_named(pair), *(f"× {over(by_mark[mark]['ratio'])}" for mark in marks)])
-    return table(["distance after", *(f"{int(mark):,}" for mark in marks)], rows)
-
-
-def switch_end(summary: Summary) -> str:
-    rows = []
-    for family, name in FAMILY.items():
-        ends = summary["at_the_end"]
-        cells = [over(ends[figure][family]) for figure in ("distance", "precision", "recall", "accuracy")]
-        trained = next(v for k, v in summary["trained"].items() if k.startswith(family))
-        cost = summary["seconds_a_step_to_dit"][family]
-        rows.append([name, f"{trained['parameters'] / 1e6:.2f} M", f"{cost:.2f}", *cells])
-    head = ["", "parameters", "time per step, to DiT's", "distance", "precision", "recall", "class accuracy"]
-    return table(head, rows)
-
-
-def switch_claims(summary: Summary) -> str:
-    rows = []
-    for pair in summary["at_equal_time"]:
-        mark = max(summary["at_equal_iterations"][pair], key=int)
-        iterations, time = summary["at_equal_iterations"][pair][mark], summary["at_equal_time"][pair]
-        reach = summary["iterations_to_reach"][pair.replace(" against ", " to ")]
-        share = over(reach) if reach["mean"] is not None else "not in every seed"
-        rows.append(
-            [_named(pair), *(f"{over(one['gap'])}: {verdict(one['gap'])}" for one in (iterations, time)), share]
-        )
-    head = ["", "gap at equal iterations", "gap at equal time", "share of iterations to the other's final distance"]
-    return table(head, rows)
+    return f"{signed(row['gap'], row['half_width'])}, {mark}"
 
 
 def verdict(gap_over_seeds: Summary) -> str:
@@ -102,32 +74,103 @@ def verdict(gap_over_seeds: Summary) -> str:
     return "better" if gap_over_seeds["mean"] < 0 else "worse"
 
 
-def _named(pair: str) -> str:
+# How hyper-parameters were chosen
+
+
+def choose(summary: Summary) -> str:
+    rows = []
+    for name, looks in grouped(summary["judged"]).items():
+        schedule, prediction, batch, rate = name.removeprefix("choose-").split("-", 3)
+        for look, row in looks.items():
+            rows.append([f"{schedule}, {prediction}, {rate}", batch, look, of(row["distance"]), of(row["accuracy"])])
+    return table(["schedule, prediction, rate", "batch", "sampler, steps", "distance", "class accuracy"], rows)
+
+
+def grouped(results: Summary) -> dict[str, dict[str, Any]]:
+    """Results by the part of their name before the last /, then by the rest."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, result in results.items():
+        head, _, tail = name.rpartition("/")
+        found.setdefault(head, {})[tail] = result
+    return found
+
+
+# A, and E's part of it
+
+
+def family_curve(summary: Summary) -> str:
+    distance = summary["over_seeds"]["distance"]
+    marks = sorted(distance["dit"], key=int)
+    rows = [[name, *(over(distance[family][mark]) for mark in marks)] for family, name in FAMILY.items()]
+    for pair, by_mark in summary["at_equal_iterations"].items():
+        rows.append([named(pair), *(f"× {over(by_mark[mark]['ratio'])}" for mark in marks)])
+    return table(["distance after iterations", *(f"{int(mark):,}" for mark in marks)], rows)
+
+
+def family_figures(summary: Summary) -> str:
+    """Of the last judged checkpoint."""
+    ends = {
+        figure: {family: marks[max(marks, key=int)] for family, marks in by_family.items()}
+        for figure, by_family in summary["over_seeds"].items()
+    }
+    rows = []
+    for family, name in FAMILY.items():
+        cells = [over(ends[figure][family]) for figure in ("precision", "recall", "accuracy")]
+        copied = summary["copies"].get(family) if "copies" in summary else None
+        rows.append([name, *cells, *([of(copied["near_copies"]), of(copied["nearer_learned"])] if copied else [])])
+    head = ["", "precision", "recall", "class accuracy"]
+    return table([*head, *(["near copies", "nearer to a picture learned"] if "copies" in summary else [])], rows)
+
+
+def family_end(summary: Summary) -> str:
+    rows = []
+    for family, name in FAMILY.items():
+        ends = summary["at_the_end"]
+        cells = [over(ends[figure][family]) for figure in ("distance", "precision", "recall", "accuracy")]
+        trained = next(v for k, v in summary["trained"].items() if k.startswith(f"{family}-"))
+        cost = summary["seconds_a_step_to_dit"][family]
+        rows.append([name, f"{trained['parameters'] / 1e6:.2f} M", f"{cost:.2f}", *cells])
+    head = ["", "parameters", "time per step, to DiT's", "distance", "precision", "recall", "class accuracy"]
+    return table(head, rows)
+
+
+def family_claims(summary: Summary) -> str:
+    rows = []
+    for pair in summary["at_equal_time"]:
+        mark = max(summary["at_equal_iterations"][pair], key=int)
+        iterations, time = summary["at_equal_iterations"][pair][mark], summary["at_equal_time"][pair]
+        reach = summary["iterations_to_reach"][pair.replace(" against ", " to ")]
+        share = over(reach) if reach["mean"] is not None else "not in every seed"
+        rows.append([named(pair), *(f"{over(one['gap'])}: {verdict(one['gap'])}" for one in (iterations, time)), share])
+    head = ["", "gap at equal iterations", "gap at equal time", "share of iterations to the other's final distance"]
+    return table(head, rows)
+
+
+def named(pair: str) -> str:
     for family, name in sorted(FAMILY.items(), key=lambda item: -len(item[0])):
         pair = pair.replace(family, name)
     return pair
 
 
+# B
+
+
 def fractions(summary: Summary) -> str:
+    """Every fraction, and beside it the large member alone in as many steps as take that time."""
     speed = summary["time"]["speed"]
-    shorter = {row.rpartition(" ")[2]: plan for row, plan in summary["fewer steps"]["plans"].items()}
+    shorter = {key.rpartition(" ")[2]: (key, plan) for key, plan in summary["fewer steps"]["plans"].items()}
     rows = []
     for r, row in summary["fractions"]["plans"].items():
-        alone = shorter.get(r)
-        rows.append(
-            [
-                r,
-                of(row["distance"]),
-                gap(row["to_largest"]),
-                of(row["precision"]),
-                of(row["recall"]),
-                f"{speed[r]['times']:.2f}×",
-                f"{speed[r]['of_ideal']:.2f}",
-                "" if alone is None else f"{of(alone['distance'])}",
-            ]
-        )
-    head = ["r", "distance", "to r = 0", "precision", "recall", "speed", "of the ideal", "large alone, equal time"]
-    return table(head, rows)
+        cells = [r, of(row["distance"]), gap(row["to_largest"]), of(row["precision"]), of(row["recall"])]
+        cells += [f"{speed[r]['times']:.2f}×", f"{speed[r]['of_ideal']:.2f}"]
+        if r in shorter:
+            key, plan = shorter[r]
+            cells += [key.partition(" ")[0], f"{speed[key]['times']:.2f}×", of(plan["distance"])]
+        else:
+            cells += ["", "", ""]
+        rows.append(cells)
+    head = ["r", "distance", "to r = 0", "precision", "recall", "speed", "of the ideal"]
+    return table([*head, "large alone: steps", "speed", "distance"], rows)
 
 
 def plans(of_part: Callable[[Summary], Summary], label: str = "plan") -> Callable[[Summary], str]:
@@ -142,42 +185,173 @@ def plans(of_part: Callable[[Summary], Summary], label: str = "plan") -> Callabl
 
 
 def around(group: str, label: str) -> Callable[[Summary], str]:
-    """Distances by fraction, a row for each setting."""
+    """Distances by fraction, a row for each setting; a star where one is worse than the large member's."""
 
     def make(summary: Summary) -> str:
         found = {name.partition("/")[2]: result for name, result in summary.items() if name.startswith(f"{group}/")}
-        columns = sorted({r for result in found.values() for r in result["plans"]}, key=float)
-        rows = [
-            [
-                name,
-                *(
-                    (of(row["distance"]) + (" *" if row["to_largest"]["said"] == "higher" else ""))
-                    if (row := result["plans"].get(r))
-                    else ""
-                    for r in columns
-                ),
-            ]
-            for name, result in sorted(found.items(), key=lambda item: _number(item[0]))
-        ]
-        return table([label, *(f"r = {r}" for r in columns)], rows)
+        columns = sorted({r for result in found.values() for r in result["plans"] if "," not in r}, key=float)
+        rows = []
+        for name, result in sorted(found.items(), key=lambda item: in_order(item[0])):
+            cells = [name]
+            for r in columns:
+                row = result["plans"][r]
+                cells.append(of(row["distance"]) + (" *" if row["to_largest"]["said"] == "higher" else ""))
+            for r, beside in result["to_fewer_steps"].items():
+                cells += [f"{beside['fewer'].partition(',')[0]}: {of(result['plans'][beside['fewer']]['distance'])}"]
+                cells += [f"{gap(beside)} (r = {r})"]
+            rows.append(cells)
+        head = [label, *(f"r = {r}" for r in columns), "large alone, as long", "the fraction to it"]
+        return table(head, rows)
 
     return make
 
 
-def _number(text: str) -> tuple[float, str]:
+def in_order(text: str) -> tuple[float, str]:
     digits = text.rpartition(" ")[2]
     return (float(digits) if digits.replace(".", "").isdigit() else 0.0, text)
 
 
+def tuning(summary: Summary) -> str:
+    """T-Stitch's Table 6."""
+    rows = []
+    for row in summary["table"].values():
+        cells = [over(row[way]["distance"]) for way in ("as trained", "own times", "all times")]
+        gaps = [gap(row["gaps"][which]) for which in ("own times less as trained", "own times less all times")]
+        rows.append([row["plan"], *cells, *gaps])
+    head = ["plan", "as trained", "tuned on own times", "on all times", "own to as trained", "own to all"]
+    return table(head, rows)
+
+
+# C
+
+
+def large_members(summary: Summary) -> str:
+    dit, switch = (summary[f"{name} as large"]["plans"] for name in ("dit", "switch"))
+    rows = [
+        [r, of(dit[r]["distance"]), of(switch[r]["distance"]), gap(summary["switch to dit"][r])]
+        for r in dit
+        if r != "1"  # the small member alone, in both
+    ]
+    return table(["r", "DiT as the large member", "Switch-DiT", "Switch-DiT to DiT"], rows)
+
+
+def found(summary: Summary) -> str:
+    rows = []
+    for key, row in summary["found"]["plans"].items():
+        if not key.startswith("found "):
+            continue
+        cells = [f"{100 * float(key.removeprefix('found ')):.0f} %", _said(row["plan"]), of(row["distance"])]
+        for kind in ("to_best_fraction", "to_best_steps"):
+            rival = row.get(kind)
+            cells.append("none fits" if rival is None else f"{rival['best']}: {gap(rival)}")
+        rows.append(cells)
+    head = ["budget", "plan found", "distance", "to the best fraction", "to the large member in fewer steps"]
+    return table(head, rows)
+
+
+def _said(plan: Summary) -> str:
+    return ", ".join(f"{name} ×{count}" for name, count in plan["assignment"])
+
+
+def per_sample(summary: Summary) -> str:
+    rows = []
+    for r, row in summary["per sample"]["fractions"].items():
+        less = signed(row["gap"], row["gap_half_width"])
+        said = "undecided" if abs(row["gap"]) <= row["gap_half_width"] else "better" if row["gap"] < 0 else "worse"
+        plan = json.loads(row["plan"])
+        signal = f"{plan['signal']} {plan['side']}"
+        cells = [f"{row['fixed_distance']:.2f}", f"{row['distance']:.2f}", f"{less}, {said}", f"{row['cost']:.2f}"]
+        rows.append([r, signal, *cells])
+    return table(["r", "by", "one seam", "a seam each", "difference", "time, to one seam's"], rows)
+
+
+def guides(summary: Summary) -> str:
+    models, time = summary["guided"]["models"], summary["guided"]["time"]
+    rows = []
+    for name, row in models.items():
+        kind = name.partition(",")[0]
+        cost = f"{time[kind]:.2f}" if kind in time else "1.00"
+        figures = [of(row[figure]) for figure in ("distance", "precision", "recall", "accuracy")]
+        rows.append([name, cost, *figures])
+    return table(["guide, scale", "time of a step", "distance", "precision", "recall", "class accuracy"], rows)
+
+
+# D
+
+
+def ablations(summary: Summary) -> str:
+    rows = []
+    for variant in summary["variants"].values():
+        end = variant["steps"][max(variant["steps"], key=int)]
+        distance = end["distance"]
+        cells = [variant["differs"], pm(distance["value"], distance["half_width"])]
+        if "gap" in distance:
+            kind = "paired" if variant["same_start"] else "welch"
+            cells.append(gap({"gap": distance["gap"]} | distance[kind]))
+        else:
+            cells.append("")
+        cells += [pm(end[figure]["value"], end[figure]["half_width"]) for figure in ("precision", "recall", "accuracy")]
+        use = variant["experts"]["trained"] if "experts" in variant else None
+        cells += ["", ""] if use is None else [f"{mean(use['divergence']):.3f}", _used(use)]
+        rows.append(cells)
+    head = ["differs in", "distance", "to the base", "precision", "recall", "class accuracy"]
+    return table([*head, "divergence from the prior", "experts never used"], rows)
+
+
+def _used(use: Summary) -> str:
+    return f"{mean(use['never']):.1f} of {use['experts'][0]}"
+
+
+# What it took
+
+
+def took(read: Mapping[str, Summary]) -> str:
+    """Of each part, how many results and how long one core worked on them: trainings by their steps' median time, the
+    rest as the clock had it."""
+    rows = []
+    for part, summary in read.items():
+        results = {str(sorted(one.items(), key=str)): one for one in _results(summary)}.values()
+        seconds = [
+            one["steps"] * one["milliseconds_a_step"] / 1000
+            if isinstance(one.get("steps"), int) and "milliseconds_a_step" in one
+            else one["took"]["seconds"]
+            for one in results
+        ]
+        commits = sorted({one["provenance"]["commit"].partition(" ")[0] for one in results})
+        rows.append([PARTS[part], f"{len(seconds)}", f"{sum(seconds) / 3600:.1f}", ", ".join(commits)])
+    return table(["part", "results", "hours", "made by commits"], rows)
+
+
+def _results(summary: Any) -> Iterator[Summary]:
+    """Everything in a summary that a task made."""
+    if isinstance(summary, Mapping):
+        if "took" in summary and "provenance" in summary:
+            yield summary
+        else:
+            for value in summary.values():
+                yield from _results(value)
+
+
 TABLES: dict[str, tuple[str, Callable[[Summary], str]]] = {
     "choose": ("choose", choose),
-    "switch curve": ("switch", switch_curve),
-    "switch end": ("switch", switch_end),
-    "switch claims": ("switch", switch_claims),
+    "families curve": ("switch", family_curve),
+    "families end": ("switch", family_end),
+    "families claims": ("switch", family_claims),
     "fractions": ("stitching", fractions),
     "orders": ("stitching", plans(lambda s: s["orders"], "order")),
     "three members": ("stitching", plans(lambda s: s["three members"], "small : middle : large")),
     "steps": ("stitching", around("steps", "steps")),
     "samplers": ("stitching", around("samplers", "sampler, steps")),
     "guidance": ("stitching", around("guidance", "guidance")),
+    "unets": ("unets", fractions),
+    "tuning": ("intervals", tuning),
+    "large members": ("beyond", large_members),
+    "found": ("beyond", found),
+    "two processes": ("beyond", plans(lambda s: s["two processes"], "r")),
+    "per sample": ("beyond", per_sample),
+    "guides": ("beyond", guides),
+    "ablations": ("ablations", ablations),
+    "colour curve": ("colour", family_curve),
+    "colour figures": ("colour", family_figures),
+    "colour fractions": ("colour", fractions),
 }

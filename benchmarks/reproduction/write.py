@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from hemstitch.files import write_bytes, write_text
 
-from . import PARTS, pictures, tables
+from . import PARTS, claims, pictures, tables
 from .work import Ledger
 
 RESULTS, DOCUMENT = Path("benchmarks/results"), Path("docs/reproduction.md")
@@ -29,8 +30,15 @@ def write(out: Path, results: Path = RESULTS, document: Path = DOCUMENT) -> None
             print(f"{part} is not complete: {len(left)} tasks are left, {left[0]} first")
             continue
         summary = module.summary(ledger)
-        write_text(results / f"reproduction-{part}.json", json.dumps(summary, indent=1, allow_nan=False))
+        write_text(results / f"reproduction-{part}.json", text(summary))
     refresh(results, document)
+
+
+def text(summary: Mapping[str, Any]) -> str:
+    """As JSON, lists of numbers or words on a line each."""
+    lists = re.compile(r"\[\n([^\[\]{}]*?)\n *\]")
+    whole = json.dumps(summary, indent=1, allow_nan=False)
+    return lists.sub(lambda match: f"[{' '.join(line.strip() for line in match[1].splitlines())}]", whole) + "\n"
 
 
 def refresh(results: Path = RESULTS, document: Path = DOCUMENT) -> None:
@@ -39,6 +47,7 @@ def refresh(results: Path = RESULTS, document: Path = DOCUMENT) -> None:
         part: json.loads(path.read_text()) for part in PARTS if (path := results / f"reproduction-{part}.json").exists()
     }
     made = {name: make(read[part]) for name, (part, make) in tables.TABLES.items() if part in read}
+    made |= {"claims": claims.table(read), "took": tables.took(read)} if read else {}
     write_text(document, filled(document.read_text(), made))
     for name, (part, draw) in pictures.PICTURES.items():
         if part in read:

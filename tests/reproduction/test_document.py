@@ -1,0 +1,275 @@
+"""The whole of it with made-up results: every task of every part, and the document with its tables and pictures."""
+
+import json
+import math
+import re
+import sys
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from reproduction.fields import Field, told
+from reproduction.work import Ledger, work
+
+from hemstitch import AdaptivePlan, Plan
+from hemstitch.evaluate.score import Score
+from hemstitch.stitch.search.cost import Cost, Costs
+from reproduction import (
+    PARTS,
+    ablations,
+    beyond,
+    choose,
+    claims,
+    colour,
+    emoji,
+    intervals,
+    pictures,
+    stitching,
+    switch,
+    tables,
+    unets,
+    write,
+)
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reproduction.md"
+BETTER = {"dit": 1.0, "dtr": 0.95, "switch_dit": 0.85}
+COST = {"small": 1.0, "middle": 4.0, "large": 9.0}
+
+
+def score(value, seed=0, samples=1000):
+    """With draws that are the same for all, so that pairs differ by little."""
+    draws = value * (1 + 0.02 * np.random.default_rng(0).standard_normal(50) + 0.001 * np.sin(np.arange(50) + seed))
+    return Score(value, draws, resampled=samples, biased_by_size=True)
+
+
+def figures(distance, seed=0):
+    near = math.exp(-distance / 50)
+    return {
+        "distance": told(score(distance, seed)),
+        "precision": told(score(0.9 * near)),
+        "recall": told(score(0.8 * near)),
+        "accuracy": told(score(0.95 * near)),
+    }
+
+
+def distance_of_plan(plan):
+    """Small early costs little, late much; few steps cost some."""
+    whole = 10 + 40 / plan.steps
+    for i, member in enumerate(plan.assignment):
+        whole += {"small": 30, "middle": 10, "large": 0}[member] / plan.steps * (i / plan.steps) ** 3
+    return whole
+
+
+def a_table(self, name, plans, look):
+    scores = {key: score(distance_of_plan(plan), i) for i, (key, plan) in enumerate(plans.items())}
+    alone = next((scores[k] for k, p in plans.items() if p.counts == {"large": look.steps}), None)
+    rows = {}
+    for key, plan in plans.items():
+        rows[key] = {"plan": json.loads(plan.to_json()), **figures(scores[key].value)}
+        rows[key]["draws"] = scores[key].draws.tolist()
+        if alone is not None:
+            rows[key]["to_largest"] = stitching.beside(scores[key], alone)
+    return {"look": vars(look), "plans": rows}
+
+
+def some_costs(*_, **__):
+    entries = [Cost(m, guided, c * (1 + guided), 0, 0, 0) for m, c in COST.items() for guided in (False, True)]
+    return {"costs": Costs("CPU", "float32", 1, 125, "ddim", tuple(entries), "").to_data()}
+
+
+def some_seconds(members, plans, look):
+    def taken(plan):
+        return [(1 + 0.01 * i) * sum(COST[m] for m in plan.assignment) / 1000 for i in range(5)]
+
+    return {"seconds_per_image": {key: taken(plan) for key, plan in plans.items()}, "batch": 50}
+
+
+def trained(recipe, *_):
+    return {"recipe": recipe.hash, "steps": recipe.train.steps, "milliseconds_a_step": 300.0, "parameters": 1_270_000}
+
+
+def family_judged(what, mark, last, seed):
+    family = next(name for name in ("switch_dit", "dtr", "dit") if f"-{name}-" in str(what))
+    distance = BETTER[family] * (12 + 0.3 * seed) * last / mark
+    return figures(distance) | ({"all": figures(distance - 1)} if mark == last else {})
+
+
+def a_way(way):
+    return distance_of_plan(Plan.explicit(["small"] * way.small + ["large"] * (way.steps - way.small)))
+
+
+def unet_table(field, pair, ways, num, kept):
+    base = score(a_way(unets.Way(unets.STEPS)))
+    rows = {}
+    for i, (key, way) in enumerate(ways.items()):
+        mine = score(a_way(way), i)
+        rows[key] = figures(mine.value) | {"to_largest": stitching.beside(mine, base)}
+    return {"samples": num, "plans": rows}
+
+
+def unet_seconds(pair, ways, kept):
+    return {
+        "batch": 25,
+        "seconds_per_image": {
+            key: [0.001 * (9 * (way.steps - way.small) + way.small + 0.1 * i) for i in range(7)]
+            for key, way in ways.items()
+        },
+    }
+
+
+def some_curves(paths, group):
+    x = np.linspace(0, 1, intervals.STEPS + 1)
+    wave = 0.001 * group
+    band = lambda y: {key: (y + wave + shift).tolist() for key, shift in (("mean", 0), ("low", -0.1), ("high", 0.1))}  # noqa: E731
+    alike = {name: {"cosine": band(1 - 0.3 * x[1:]), "distance": band(x[1:])} for name in ("small", "middle")}
+    parts = {part: (1 - x**power).tolist() for part, power in (("low", 1), ("middle", 2), ("high", 4))}
+    return {
+        "curves": {
+            "t": x[1:].tolist(),
+            "latents": {name: band(1 - 0.3 * x**2) for name in ("small", "middle")},
+            "eps": alike,
+            "x0": alike,
+            "power": dict.fromkeys(paths, parts),
+            "unsettled": dict.fromkeys(paths, parts),
+        }
+    }
+
+
+def a_search(field, load, out):
+    plan = Plan.steps_each({"small": 20, "large": 15})
+    results = [{"budget": b, "plan": json.loads(plan.to_json())} for b in beyond.BUDGETS]
+    return {"seconds": 1.0, "images_of_the_largest": 2.0, "results": results} | some_costs()
+
+
+def seams(pair, ledger):
+    plan = AdaptivePlan("small", "large", 25, 0.5).to_json()
+    row = {"fixed_distance": 12.0, "distance": 11.5, "gap": -0.5, "gap_half_width": 0.2, "cost": 1.0, "plan": plan}
+    return {"samples": 1, "fractions": dict.fromkeys(("0.4", "0.6", "0.8"), row)}
+
+
+def guides(field, load, kept):
+    names = ["alone", *(f"{kind}, {w:g}" for kind in ("null label", "small member") for w in beyond.GUIDES)]
+    rows = {name: figures(12 + i) | {"draws": score(12 + i).draws.tolist()} for i, name in enumerate(names)}
+    return {"look": {}, "models": rows}
+
+
+def use(*_):
+    one = {"experts": 12, "never": 2, "divergence": 0.2, "within": 0.7, "most_used": [900.0] * 4, "shared": [1] * 4}
+    return {"untrained": one, "trained": one}
+
+
+@pytest.fixture
+def made_up(monkeypatch, tmp_path):
+    """A ledger with results of all tasks, whose heavy work is replaced."""
+    stub = SimpleNamespace(spec=SimpleNamespace(num_classes=10))
+    for module in (choose, switch, stitching, beyond, colour):
+        monkeypatch.setattr(module, "train", trained)
+        monkeypatch.setattr(module, "at", lambda run, step: stub)
+    monkeypatch.setattr(Field, "prepare", lambda self: {"classifier": "c", "classifier_accuracy": 0.9})
+    monkeypatch.setattr(choose, "_judge", lambda *_: figures(50.0))
+    monkeypatch.setattr(
+        switch, "judge", lambda field, run, mark, kept, seed: family_judged(f"{run}", mark, switch.STEPS, seed)
+    )
+    paces = {
+        family: [0.3 * b * (1 + 0.01 * i) for i in range(9)] for family, b in zip(BETTER, (1, 1, 1.2), strict=True)
+    }
+    monkeypatch.setattr(switch, "pace", lambda *_: {"seconds_a_step": paces})
+    monkeypatch.setattr(stitching.Pair, "table", a_table)
+    monkeypatch.setattr(stitching, "costs", some_costs)
+    monkeypatch.setattr(stitching, "seconds", some_seconds)
+    monkeypatch.setattr(unets, "train", lambda field, member, folder: {"steps": 10, "milliseconds_a_step": 100.0})
+    monkeypatch.setattr(unets, "table", unet_table)
+    monkeypatch.setattr(unets, "seconds", unet_seconds)
+    monkeypatch.setattr(intervals, "tune", lambda *_: {"steps": 1000, "milliseconds_a_step": 10.0, "intervals": []})
+    ways = {"as trained": 12.0, "own times": 11.0, "all times": 11.9}
+    monkeypatch.setattr(
+        intervals,
+        "judge",
+        lambda field, paths, plan, kept, seed: (
+            figures(ways[kept.parent.name] + seed / 10)
+            | {"draws": score(ways[kept.parent.name] + seed / 10, seed).draws.tolist()}
+        ),
+    )
+    monkeypatch.setattr(intervals, "curves", some_curves)
+    monkeypatch.setattr(beyond, "searched", a_search)
+    monkeypatch.setattr(beyond, "per_sample", seams)
+    monkeypatch.setattr(beyond, "guided", guides)
+    monkeypatch.setattr(ablations, "taught", lambda variant, recipe, run: trained(recipe) | {"network": "SwitchDiT"})
+    monkeypatch.setattr(
+        ablations,
+        "judge",
+        lambda where, variant, run, mark, kept: figures(20 + len(variant.name) + hash_of(run.name) / 50),
+    )
+    monkeypatch.setattr(ablations, "experts", use)
+    monkeypatch.setattr(emoji, "prepare", lambda folder: {"train": {}, "held": {}})
+    monkeypatch.setattr(colour, "prepare", lambda field: {"classifier": "c"})
+    monkeypatch.setattr(
+        colour, "judge", lambda field, run, mark, kept: family_judged(run, mark, colour.STEPS, int(str(run)[-1]))
+    )
+    monkeypatch.setattr(
+        colour, "copies", lambda *_: {"near_copies": told(score(0.1)), "nearer_learned": told(score(0.6))}
+    )
+    monkeypatch.setattr(colour, "measured", some_costs)
+    monkeypatch.setattr(colour, "seconds", some_seconds)
+    ledger = Ledger(tmp_path / "out" / "results")
+    for part in PARTS:
+        module = sys.modules[f"reproduction.{part}"]
+        assert work(module.tasks(tmp_path / "out"), ledger, lambda text: None) == [], part
+    return tmp_path / "out"
+
+
+def hash_of(name):
+    return sum(map(ord, name)) % 50
+
+
+def test_every_table_and_picture_is_made_of_results_and_has_its_place(made_up, tmp_path):
+    document = tmp_path / "docs" / "reproduction.md"
+    document.parent.mkdir()
+    empty = re.sub(r"(<!-- [^/]*? -->\n).*?(<!-- / -->)", r"\1\2", DOCUMENT.read_text(), flags=re.S)
+    document.write_text(empty)
+    write.write(made_up, tmp_path / "committed", document)
+    text = document.read_text()
+    places = re.findall(r"<!-- ([^/]*?) -->\n(.*?)<!-- / -->", text, flags=re.S)
+    assert {name for name, _ in places} == {*tables.TABLES, "claims", "took"}
+    for name, block in places:
+        rows = [line for line in block.splitlines() if line]
+        assert len(rows) > 2, name
+        assert len({line.count("|") for line in rows}) == 1, name
+        assert "nan" not in block, name
+    shown = set(re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text))
+    assert shown == set(pictures.PICTURES)
+    for name in shown:
+        image = Image.open(BytesIO((document.parent / name).read_bytes()))
+        assert min(image.size) > 300, name
+    committed = {path.name: path for path in (tmp_path / "committed").iterdir()}
+    assert set(committed) == {f"reproduction-{part}.json" for part in PARTS}
+    ledger = Ledger(made_up / "results")
+    for part, path in zip(PARTS, map(committed.get, (f"reproduction-{part}.json" for part in PARTS)), strict=True):
+        held = {result["settings"] for result in tables._results(json.loads(path.read_text()))}
+        tasks = sys.modules[f"reproduction.{part}"].tasks(made_up)
+        mine = {ledger[task.name]["settings"] for task in tasks if task.name.startswith(f"{part}/")}
+        assert mine <= held, part  # every raw result is there
+    write.refresh(tmp_path / "committed", document)
+    assert document.read_text() == text
+
+
+def test_claims_are_judged_by_rule():
+    row = {"gap": 0.1, "half_width": 0.3}
+    assert claims.at_no_loss(row, 20.0) == claims.YES  # at most 0.4, and 0.6 is nothing
+    assert claims.at_no_loss(row, 10.0) == claims.OPEN  # at most 0.4, and 0.3 is nothing
+    assert claims.at_no_loss({"gap": 1.0, "half_width": 0.3}, 10.0) == claims.NO
+    assert claims.at_no_loss({"gap": -1.0, "half_width": 0.3}, 10.0) == claims.YES
+    assert claims.below("undecided") == claims.OPEN
+
+
+def test_lists_of_numbers_are_on_one_line_and_nothing_else_is_changed():
+    data = {"a": [1, 2.5, "x,  [y]"], "b": [[1, 2], []], "c": {"d": [{"e": None}]}, "f": "[\n1\n]"}
+    text = write.text(data)
+    assert json.loads(text) == data
+    assert '"b": [\n  [1, 2],' in text
