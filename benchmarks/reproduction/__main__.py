@@ -19,8 +19,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+
+from hemstitch.errors import HemstitchError
 
 from . import PARTS
 
@@ -39,6 +42,7 @@ def main() -> int:
     parser.add_argument("--part", default=",".join((*PARTS, "write")), help=f"some of {', '.join(ALL)}")
     parser.add_argument("--workers", type=int, default=1, help="processes, which share the machine's cores")
     parser.add_argument("--only", default="", help="tasks whose names begin so, and nothing else")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of several: results, and no more
     parser.add_argument("--list", action="store_true", help="say what is done and what is left")
     known = parser.parse_args()
     asked = known.part.split(",")
@@ -46,22 +50,31 @@ def main() -> int:
     if unknown:
         parser.error(f"parts are {', '.join(ALL)}, not {', '.join(unknown)}")
     chosen = [part for part in (*PARTS, "quick") if part in asked]
-    if known.workers > 1 and not known.list and chosen:
-        code = together(known.out, chosen, known.only, known.workers)
-    else:
-        code = alone(known.out, chosen, known.only, known.list)
-    if "write" in asked and not known.list and not code:
-        import_module(f"{__package__}.write").write(known.out)
-    if "release" in asked and not known.list and not code:
-        import_module(f"{__package__}.release").release(known.out)
-    if "quick" in asked and not known.list and not code:
+    try:
+        if known.workers > 1 and not known.list and chosen:
+            code = together(known.out, chosen, known.only, known.workers)
+        else:
+            code = alone(known.out, chosen, known.only, known.list)
+        return code if known.list or known.worker or code else finished(known.out, asked)
+    except HemstitchError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def finished(out: Path, asked: Sequence[str]) -> int:
+    """What is made of results, once they are there."""
+    if "write" in asked:
+        import_module(f"{__package__}.write").write(out)
+    if "release" in asked:
+        import_module(f"{__package__}.release").release(out)
+    if "quick" in asked:
         from . import quick
         from .work import Ledger
 
-        rows = quick.compared(Ledger(known.out / "results"), quick.published())
+        rows = quick.compared(Ledger(out / "results"), quick.published())
         print(quick.said(rows))
         return 0 if all(row.inside for row in rows) else 1
-    return code
+    return 0
 
 
 def together(out: Path, parts: list[str], only: str, workers: int) -> int:
@@ -69,7 +82,7 @@ def together(out: Path, parts: list[str], only: str, workers: int) -> int:
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     told = os.environ | {"OMP_NUM_THREADS": threads} | KEEPING
     command = [sys.executable, "-m", "benchmarks.reproduction", "--out", str(out), "--part", ",".join(parts)]
-    command += ["--only", only]
+    command += ["--only", only, "--worker"]
     group = [subprocess.Popen(command, env=told, start_new_session=True) for _ in range(workers)]
 
     def stop(*_: object) -> None:

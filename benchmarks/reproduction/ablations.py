@@ -1,8 +1,8 @@
 """D. Ablations of Switch-DiT on digits: variants that differ from a base in one thing each, seed by seed.
 
-The base is Switch-DiT as published (M = 3, k = 2, gates not renormalised, prior loss of weight 1, linear schedule,
-constant weighting), but small, and it predicts v: in so few steps a DiT that predicts eps hardly learns its labels. DiT
-and DTR of the same width and depth stand beside it.
+The base is Switch-DiT as published (M = 3, k = 2, gates not renormalised, prior loss of weight 1, constant weighting)
+with DiT's linear schedule, but small, and it predicts v: in so few steps a DiT that predicts eps hardly learns its
+labels. DiT and DTR of the same width and depth stand beside it.
 
 What the library does not offer are subclasses of its Switch-DiT here, which take its place in `MODELS` while a variant
 is trained or loaded (`Variant.installed`). Their files call themselves Switch-DiT, whose weights they are.
@@ -19,22 +19,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hemstitch.analyze.experts import SHARED, expert_use
-from hemstitch.evaluate.score import Score, compared, repeated
 from hemstitch.models import MODELS, SwitchDiT, build
 from hemstitch.models.layers import unpatchify
 from hemstitch.models.switch_dit import top_k_mask
 from hemstitch.recipe import Recipe
 
+from .families import FIGURES, SEEDS, gap, interval
 from .fields import Field, digits, judged, told
 from .networks import at, train, transformer
 from .work import Ledger, Result, Task
 
-SEEDS = (0, 1, 2)
 STEPS = 1200
 MARKS = (STEPS // 2, STEPS)  # where along training samples are judged
 LOOK: dict[str, Any] = {"sampler": "ddim", "steps": 25}
@@ -184,8 +182,8 @@ def tasks(folder: Path) -> list[Task]:
             found.append(Task(trained, partial(taught, variant, recipe, run), of=of))
             for mark in reversed(MARKS):
                 name = f"ablations/judged/{variant.name}-{seed}/{mark}"
-                do = partial(judge, where, variant, run, mark, folder / "features" / name)
-                judged_of = (of, mark, LOOK, NUM, SAMPLING_SEED)
+                do = partial(judge, where, variant, run, mark, folder / "features" / name, seed)
+                judged_of = (where.settings, of, mark, LOOK, NUM, SAMPLING_SEED + seed)
                 found.append(Task(name, do, ("ablations/field", trained), judged_of))
             if variant.routed:
                 name = f"ablations/experts/{variant.name}-{seed}"
@@ -198,10 +196,10 @@ def taught(variant: Variant, recipe: Recipe, run: Path) -> Result:
         return train(recipe, run) | {"network": type(at(run, recipe.train.steps).net).__name__}
 
 
-def judge(where: Field, variant: Variant, run: Path, mark: int, kept: Path) -> Result:
+def judge(where: Field, variant: Variant, run: Path, mark: int, kept: Path, seed: int) -> Result:
     """Samples of a run's averaged weights after so many steps, without guidance."""
     with variant.installed():
-        scores = judged(where, at(run, mark), NUM, kept, SAMPLING_SEED, LOOK)
+        scores = judged(where, at(run, mark), NUM, kept, SAMPLING_SEED + seed, LOOK)
     return {name: told(score) for name, score in scores.items()}
 
 
@@ -255,7 +253,7 @@ def summary(ledger: Ledger) -> dict[str, Any]:
     return {
         "field": ledger["ablations/field"],
         "base": base(digits(ledger.folder)).dotted(),
-        "samples": {"number": NUM, "seed": SAMPLING_SEED} | LOOK,
+        "samples": {"number": NUM, "seed": f"{SAMPLING_SEED} + training seed"} | LOOK,
         "seeds": list(SEEDS),
         "comparisons": f"{len(VARIANTS) - 1} in each metric; a verdict is at 95 % for one comparison alone",
         "variants": {variant.name: of_variant(ledger, variant) for variant in VARIANTS},
@@ -280,45 +278,20 @@ def of_variant(ledger: Ledger, variant: Variant) -> dict[str, Any]:
 
 
 def at_mark(ledger: Ledger, variant: Variant, mark: int) -> dict[str, Any]:
-    """Of each metric the mean over training seeds and, of all but the base, what it is beside the base's."""
-    mine, theirs = (by_seed(ledger, one, mark) for one in (variant, BASE))
+    """Of each metric the mean over training seeds and, of all but the base, the gap to it: of pairs that share a seed
+    where both begin with the same weights, else of independent runs."""
     found = {}
-    for metric, scores in mine.items():
-        mean = repeated(scores)
-        found[metric] = {
-            "value": mean.value,
-            "half_width": mean.half_width,
-            "by_seed": [score.value for score in scores],
-        }
+    for metric in FIGURES:
+        mine, theirs = (by_seed(ledger, one, mark, metric) for one in (variant, BASE))
+        found[metric] = interval(mine)
         if variant is not BASE:
-            found[metric] |= beside(scores, theirs[metric])
+            to_base = gap(mine, theirs)
+            found[metric]["to_base"] = to_base if variant.same_start else to_base | to_base["welch"]
     return found
 
 
-def by_seed(ledger: Ledger, variant: Variant, mark: int) -> dict[str, list[Score]]:
-    """Of each metric a score for each training seed, without its resamples: the seeds' spread tells the error."""
-    found: dict[str, list[Score]] = {}
-    for seed in SEEDS:
-        result = ledger[f"ablations/judged/{variant.name}-{seed}/{mark}"]
-        for metric in ("distance", "precision", "recall", "accuracy"):
-            value, samples = result[metric]["value"], result[metric]["samples"]
-            found.setdefault(metric, []).append(Score(value, np.empty(0), resampled=samples, biased_by_size=True))
-    return found
-
-
-def beside(scores: Sequence[Score], theirs: Sequence[Score]) -> dict[str, Any]:
-    """The gap to the base's scores, as of independent seeds (Welch) and as of pairs that share a seed.
-
-    A pair has the order of the data, times and noise in common, and its initialisation where the shapes agree.
-    """
-    welch = compared(repeated(scores), repeated(theirs))
-    gaps = [replace(a, value=a.value - b.value) for a, b in zip(scores, theirs, strict=True)]
-    paired = compared(repeated(gaps), Score(0.0, np.zeros(2), resampled=gaps[0].resampled))
-    return {
-        "gap": welch.gap,
-        "welch": {"half_width": welch.half_width, "said": welch.said},
-        "paired": {"half_width": paired.half_width, "said": paired.said},
-    }
+def by_seed(ledger: Ledger, variant: Variant, mark: int, metric: str) -> list[float]:
+    return [ledger[f"ablations/judged/{variant.name}-{seed}/{mark}"][metric]["value"] for seed in SEEDS]
 
 
 def over_seeds(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

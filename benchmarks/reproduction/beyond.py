@@ -21,22 +21,26 @@ from hemstitch import Plan
 from hemstitch.denoiser import Denoiser, Prediction
 from hemstitch.evaluate.features import moments_of
 from hemstitch.identity import identity
+from hemstitch.models.config import Family
 from hemstitch.recipe import Recipe
 from hemstitch.stitch.search.cost import Costs
 from hemstitch.stitch.search.per_sample import compare
 from hemstitch.stitch.search.probes import Priced, fewer_steps, smallest_fraction
 
 from . import stitching, switch
-from .fields import BATCH, Field, classes, distance_of, draws, fashion, sampled_rows, told
+from .families import SEEDS, gap, interval
+from .fields import BATCH, Field, classes, distance_of, fashion, sampled_rows, told
 from .networks import at, train, transformer
-from .stitching import FIFTHS, SEED, TENTHS, Look, Pair, fractions
+from .stitching import FEW, FIFTHS, SEED, TENTHS, Look, Pair, fractions
 from .work import Ledger, Result, Task
 
 BUDGETS = (0.3, 0.5, 0.7, 0.9)
 GUIDES = (1.25, 1.5, 2.0, 3.0)
 SEAMS = (0.4, 0.6, 0.8)  # fractions beside which each sample has a seam of its own
 SHORT = Look(steps=25)
-JUDGED = 2 * SHORT.num  # samples of a seam for each
+CHOSEN_BY, JUDGED = FEW, 2 * FEW  # samples by which thresholds and scales are chosen, and others that judge them
+LARGE: tuple[Family, ...] = ("dit", "switch_dit")
+FOUND = (BUDGETS, stitching.NUM)
 SEARCHED = 1000  # samples by which a search chooses
 
 
@@ -47,7 +51,7 @@ def flow(field: Field) -> Recipe:
 
 
 def small_eps(field: Field) -> Recipe:
-    """As small as part B's and trained for as long, but as both papers train: it predicts eps, its betas are linear."""
+    """As small as part B's and trained for as long, but as DiT is: it predicts eps, and its betas are linear."""
     name, steps = "beyond-small-eps", stitching.small(field).train.steps
     return transformer(field, name, width=48, depth=2, schedule="linear", prediction="eps", steps=steps)
 
@@ -81,20 +85,16 @@ class Autoguided(Denoiser):
 def tasks(folder: Path) -> list[Task]:
     field, runs, kept = fashion(folder), folder / "runs", folder / "samples" / "beyond"
     ledger = Ledger(folder / "results")
-    recipes = {
-        "small": stitching.small(field),
-        "small eps": small_eps(field),
-        "large": switch.recipe(field, "dit", 0),
-        "switch": switch.recipe(field, "switch_dit", 0),
-        "flow": flow(field),
-    }
+    recipes = {"small": stitching.small(field), "small eps": small_eps(field), "flow": flow(field)}
     made_by = {
         "small": "stitching/trained/small",
         "small eps": "beyond/trained/small eps",
-        "large": "switch/trained/dit-0",
-        "switch": "switch/trained/switch_dit-0",
         "flow": "beyond/trained/flow",
     }
+    larges: list[tuple[Family, int]] = [(family, seed) for seed in SEEDS for family in LARGE]
+    for family, seed in larges:
+        recipes[f"{family}-{seed}"] = switch.recipe(field, family, seed)
+        made_by[f"{family}-{seed}"] = f"switch/trained/{family}-{seed}"
 
     def load(small: str, large: str) -> Callable[[], dict[str, Denoiser]]:
         chosen = {"small": recipes[small], "large": recipes[large]}
@@ -108,10 +108,11 @@ def tasks(folder: Path) -> list[Task]:
         return Task(f"beyond/{name}", do, needs, (recipes[small].hash, recipes[large].hash, SEED, BATCH, of))
 
     def table(name: str, small: str, large: str) -> Task:
-        plans = fractions(FIFTHS, SHORT.steps)
-        return task(name, partial(pair(small, large).table, name, plans, SHORT), small, large, of=(FIFTHS, SHORT))
+        plans, kept_in = fractions(FIFTHS, SHORT.steps), name.replace("/", "-")
+        return task(name, partial(pair(small, large).table, kept_in, plans, SHORT), small, large, of=(FIFTHS, SHORT))
 
-    plain, one = pair("small", "large"), ("small", "large")
+    one = ("small", "dit-0")
+    plain = pair(*one)
     shared = Pair(field, folder / "samples" / "stitching", load(*one))
     guides = partial(guided, field, load(*one), folder / "features" / "guided")
     return [
@@ -119,13 +120,18 @@ def tasks(folder: Path) -> list[Task]:
             Task(made_by[key], partial(train, recipes[key], runs / recipes[key].name), of=recipes[key].hash)
             for key in ("small eps", "flow")
         ),
-        table("dit as large", "small", "large"),
-        table("switch as large", "small", "switch"),
+        *(table(f"large/{family}-{seed}", "small", f"{family}-{seed}") for family, seed in larges),
         table("two processes", "small eps", "flow"),
         task("searched", lambda: searched(field, load(*one), folder / "search"), *one, of=(BUDGETS, SEARCHED)),
-        task("found", lambda: found(shared, ledger), *one, "beyond/searched", "stitching/fractions", of=BUDGETS),
-        task("per sample", lambda: per_sample(plain, ledger), *one, "stitching/costs", of=(SEAMS, SHORT, JUDGED)),
-        task("guided", guides, *one, of=(GUIDES, SHORT)),
+        task("found", lambda: found(shared, ledger), *one, "beyond/searched", "stitching/fractions", of=FOUND),
+        task(
+            "per sample",
+            lambda: per_sample(plain, ledger),
+            *one,
+            "stitching/costs",
+            of=(SEAMS, SHORT, CHOSEN_BY, JUDGED),
+        ),
+        task("guided", guides, *one, of=(GUIDES, SHORT, CHOSEN_BY, JUDGED)),
     ]
 
 
@@ -155,9 +161,10 @@ def priced(costs: Mapping[str, Any], steps: int) -> Priced:
 
 
 def found(pair: Pair, ledger: Ledger) -> Result:
-    """The plans found, sampled afresh beside every tenth, the plain fraction that fills each budget, and the large
-    member alone at as many steps; of each budget the gap to the best fraction and to the best number of steps that fit
-    it. Shares of the time are by the costs that the search went by."""
+    """The plans found, beside every tenth, the plain fraction that fills each budget, and the large member alone at as
+    many steps. Of each budget the best fraction and the best number of steps that fit it are chosen by these samples,
+    and the found plan is held against them on others, which chose nothing. Shares of the time are by the costs that the
+    search went by."""
     result = ledger["beyond/searched"]
     cost, mine = priced(result["costs"], stitching.STEPS), {}
     for one in result["results"]:
@@ -169,73 +176,91 @@ def found(pair: Pair, ledger: Ledger) -> Result:
         if (plan := fewer_steps(cost, budget)) is not None:
             rivals[f"{plan.steps} steps"] = plan
     plans = {f"found {budget}": plan for budget, plan in mine.items()} | rivals
-    told_ = pair.table("fractions", plans, Look(num=stitching.NUM))
+    look = Look(num=stitching.NUM)
+    told_ = pair.table("fractions", plans, look)
     for key, plan in plans.items():
         told_["plans"][key]["share"] = cost.share(cost.candidate(plan))
-    scores = {key: distance_of(row) for key, row in told_["plans"].items()}
+    chosen: dict[str, dict[str, str]] = {}
     for budget in mine:
         fit = [key for key in rivals if told_["plans"][key]["share"] <= float(budget) + 1e-9]
-        for kind, keys in (("fraction", [k for k in fit if k[0] == "f"]), ("steps", [k for k in fit if k[0] != "f"])):
-            if keys:
-                best = min(keys, key=lambda key: scores[key].value)
-                gap = stitching.beside(scores[f"found {budget}"], scores[best])
-                told_["plans"][f"found {budget}"][f"to_best_{kind}"] = {"best": best, **gap}
+        kinds = {"fraction": [k for k in fit if k[0] == "f"], "steps": [k for k in fit if k[0] != "f"]}
+        best = {kind: min(keys, key=lambda k: _value(told_["plans"][k])) for kind, keys in kinds.items() if keys}
+        chosen[f"found {budget}"] = best
+    held = {key: plans[key] for mark, best in chosen.items() for key in (mark, *best.values())}
+    again = pair.table("fractions", held, replace(look, first=look.num))["plans"]
+    for mark, best in chosen.items():
+        told_["plans"][mark]["again"] = again[mark]
+        for kind, key in best.items():
+            against = stitching.beside(distance_of(again[mark]), distance_of(again[key]))
+            told_["plans"][mark][f"to_best_{kind}"] = {"best": key, "distance": again[key]["distance"], **against}
     return told_
 
 
 def per_sample(pair: Pair, ledger: Ledger) -> Result:
     """A seam for each sample at about the mean seam of a fraction, calibrated on other samples than it is judged by."""
-    cost, calibration = priced(ledger["stitching/costs"]["costs"], SHORT.steps), SHORT.num // BATCH
-    chosen_by, judged_by = range(calibration), range(calibration, calibration + JUDGED // BATCH)
-    store = pair.store("per-sample", pair.load(), replace(SHORT, num=BATCH * judged_by.stop))
+    cost = priced(ledger["stitching/costs"]["costs"], SHORT.steps)
+    chosen_by, judged_by = (replace(SHORT, num=n, first=k).chunks for n, k in ((CHOSEN_BY, 0), (JUDGED, CHOSEN_BY)))
+    store = pair.store("per-sample", pair.load(), replace(SHORT, num=CHOSEN_BY + JUDGED))
     told_ = {}
     for key, plan in fractions(SEAMS, SHORT.steps).items():
         for chunk in judged_by:
             store.sample([cost.candidate(plan)], chunk)
         told_[key] = compare(store, cost, cost.candidate(plan), chosen_by, judged_by).to_data()
-    return {"chosen_by": SHORT.num, "samples": JUDGED, "fractions": told_}
+    return {"chosen_by": CHOSEN_BY, "samples": JUDGED, "fractions": told_}
 
 
 def guided(field: Field, load: Callable[[], dict[str, Denoiser]], kept: Path) -> Result:
-    """The large member alone, under classifier-free guidance, and guided by the small one."""
-    members, labels = load(), classes(SHORT.num)
-    large = members["large"]
+    """The large member alone, under classifier-free guidance, and guided by the small one; of both guides the scale
+    that was best on other samples."""
+    members, num = load(), CHOSEN_BY + JUDGED
+    large, labels = members["large"], classes(num, field.shape[2])
     models: dict[str, tuple[Denoiser, float]] = {"alone": (large, 1.0)}
     models |= {f"null label, {w:g}": (large, w) for w in GUIDES}
     models |= {f"small member, {w:g}": (Autoguided(large, members["small"], w), 1.0) for w in GUIDES}
-    scores = {}
+    chosen_by, scores = {}, {}
     for name, (model, scale) in models.items():
         look: dict[str, Any] = {"steps": SHORT.steps, "sampler": SHORT.sampler, "guidance": scale}
-        rows = sampled_rows(field, model, SHORT.num, kept / name, SEED, **look)
-        scores[name] = field.scores(rows, labels)
+        rows = sampled_rows(field, model, num, kept / name, SEED, **look)
+        chosen_by[name] = field.scores(rows[:CHOSEN_BY], labels[:CHOSEN_BY])["distance"].value
+        scores[name] = field.scores(rows[CHOSEN_BY:], labels[CHOSEN_BY:])
+    best = {
+        kind: min((name for name in models if name.startswith(kind)), key=lambda name: chosen_by[name])
+        for kind in ("null label", "small member")
+    }
     return {
-        "look": vars(SHORT) | {"guidance": "by row", "seed": SEED, "batch": BATCH},
+        "look": vars(SHORT) | {"guidance": "by row", "num": JUDGED, "first": CHOSEN_BY, "seed": SEED, "batch": BATCH},
         "models": {
-            name: {figure: told(score) for figure, score in of.items()}
-            | {"to_alone": stitching.beside(of["distance"], scores["alone"]["distance"])}
-            | {"draws": draws(of["distance"])}
+            name: {figure: told(score) for figure, score in of.items()} | {"chosen_by": chosen_by[name]}
             for name, of in scores.items()
         },
+        "best": best,
+        "small_to_null": stitching.beside(*(scores[best[kind]]["distance"] for kind in ("small member", "null label"))),
     }
 
 
 def summary(ledger: Ledger) -> dict[str, Any]:
-    """All results; Switch-DiT as the large member beside DiT, of the same noise; and what a step takes under each kind
-    of guidance, of one without."""
+    """All results; Switch-DiT as the large member beside DiT, over training seeds; and what a step takes under each
+    kind of guidance, of one without."""
     results = ledger.all("beyond")
-    switch_, dit = (results[f"{name} as large"]["plans"] for name in ("switch", "dit"))
-    results["switch to dit"] = {r: stitching.beside(*map(distance_of, (switch_[r], dit[r]))) for r in dit}
+    by_family = {
+        family: {
+            f"{r:g}": [_value(results[f"large/{family}-{seed}"]["plans"][f"{r:g}"]) for seed in SEEDS] for r in FIFTHS
+        }
+        for family in LARGE
+    }
+    results["large members"] = {
+        family: {r: interval(values) for r, values in by.items()} for family, by in by_family.items()
+    }
+    # The small member alone is in both the same.
+    results["switch to dit"] = {
+        r: gap(values, by_family["dit"][r]) for r, values in by_family["switch_dit"].items() if r != "1"
+    }
     costs = Costs.from_data(ledger["stitching/costs"]["costs"])
     alone = costs.ms("large")
     results["guided"]["time"] = {
         "null label": costs.ms("large", True) / alone,
         "small member": 1 + costs.ms("small") / alone,
     }
-    best = {
-        kind: min((row for name, row in results["guided"]["models"].items() if name.startswith(kind)), key=_value)
-        for kind in ("null label", "small member")
-    }
-    results["guided"]["small_to_null"] = stitching.beside(*map(distance_of, (best["small member"], best["null label"])))
     return results
 
 

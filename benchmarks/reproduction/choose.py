@@ -13,6 +13,7 @@ from .work import Ledger, Result, Task
 # Process, batch and rate, with steps that show the network equally many images.
 OPTIONS = (
     ("cosine v", 64, "3e-3"),
+    ("cosine v", 64, "1e-3"),
     ("cosine eps", 64, "3e-3"),
     ("linear eps", 64, "3e-3"),
     ("cosine eps", 64, "1e-3"),
@@ -45,7 +46,8 @@ def tasks(folder: Path) -> list[Task]:
         found.append(Task(f"choose/trained/{name}", partial(train, recipe, runs / name), of=recipe.hash))
         for look in LOOKS if (process, batch, rate) == OPTIONS[0] else ("ddim 25",):
             judge = partial(_judge, field, runs / name, IMAGES // batch, folder / "features" / name / look, look)
-            needs, of = ("switch/field", f"choose/trained/{name}"), (recipe.hash, LOOKS[look], NUM, SAMPLING_SEED)
+            needs = ("switch/field", f"choose/trained/{name}")
+            of = (field.settings, recipe.hash, LOOKS[look], NUM, SAMPLING_SEED)
             found.append(Task(f"choose/judged/{name}/{look}", judge, needs, of))
     return found
 

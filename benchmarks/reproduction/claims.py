@@ -1,24 +1,33 @@
 """What the papers claim beside what came out here: a row each, from results alone, with a verdict by rule.
 
 "reproduced": an interval (95 %) says what the paper says. "not reproduced": it says the contrary. "undecided at this
-scale": it says neither. Of claims that something costs nothing, `MARGIN` is how much is nothing.
+scale": it says neither. "in part": of several settings, some are reproduced. Of claims that something costs nothing,
+`MARGIN` is how much is nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hemstitch.evaluate.score import NORMAL_95, Score
 
 from . import tables
 from .fields import distance_of
 from .stitching import beside
-from .tables import Summary, gap, over, signed, verdict
+from .tables import Summary, gap, over, reached, signed
 
 YES, NO, OPEN, PART = "reproduced", "not reproduced", "undecided at this scale", "in part"
 OURS = {YES: "yes", NO: "no", OPEN: "undecided"}  # of what no paper claims
-MARGIN = 0.03  # of a distance: T-Stitch reads FIDs of 9.20 and 8.95 as equally good
+MARGIN = 0.03  # of a distance
+ALIKE = 0.95  # cosine from which on members count as alike
+FASTER = 1.7  # as the mix of three members that the paper shows
+SAME_TIME = 0.02  # plans whose times differ by no more count as equally fast
 Read = Mapping[str, Summary]
+Here = Callable[[Read], tuple[str, str]]
 
 
 class Claim(NamedTuple):
@@ -27,7 +36,7 @@ class Claim(NamedTuple):
     says: str
     paper: str
     parts: tuple[str, ...]
-    here: Callable[[Read], tuple[str, str]]
+    here: Here
 
 
 def table(read: Read) -> str:
@@ -35,8 +44,7 @@ def table(read: Read) -> str:
     for claim in CLAIMS:
         if set(claim.parts) <= set(read):
             figures, said = claim.here(read)
-            said = said if claim.paper else OURS.get(said, said)
-            rows.append([claim.says, claim.paper, figures, f"**{said}**" if said else ""])
+            rows.append([claim.says, claim.paper, figures, f"**{said if claim.paper else OURS.get(said, said)}**"])
     return tables.table(["claim", "in the paper", "here", "verdict"], rows)
 
 
@@ -45,7 +53,13 @@ def table(read: Read) -> str:
 
 def below(said: str) -> str:
     """Of a difference that is claimed to be below zero."""
-    return {"better": YES, "lower": YES, "worse": NO, "higher": NO}.get(said, OPEN)
+    return {"lower": YES, "higher": NO}.get(said, OPEN)
+
+
+def of_all(verdicts: Iterable[str]) -> str:
+    """Of several settings together."""
+    found = set(verdicts)
+    return YES if found == {YES} else PART if YES in found else NO if NO in found else OPEN
 
 
 def at_no_loss(row: Summary, whole: float) -> str:
@@ -58,7 +72,7 @@ def loss(row: Summary, whole: float) -> str:
     return f"{signed(100 * row['gap'] / whole, 100 * row['half_width'] / whole)} %"
 
 
-def no_loss(result: Summary, r: str) -> tuple[str, str]:
+def no_loss(result: Summary, r: str = "0.4") -> tuple[str, str]:
     row, whole = result["plans"][r]["to_largest"], result["plans"]["0"]["distance"]["value"]
     return loss(row, whole), at_no_loss(row, whole)
 
@@ -66,53 +80,40 @@ def no_loss(result: Summary, r: str) -> tuple[str, str]:
 # Switch-DiT
 
 
-def families(pair: str) -> Callable[[Read], tuple[str, str]]:
+def families(part: str, pair: str) -> Here:
     def here(read: Read) -> tuple[str, str]:
-        by_mark = read["switch"]["at_equal_iterations"][pair]
-        end = by_mark[max(by_mark, key=int)]
-        return f"{over(end['gap'])} (× {over(end['ratio'])})", below(verdict(end["gap"]))
+        end = read[part]["at_the_end"][pair]
+        return f"{signed(end['gap'], end['half_width'])} (× {over(end['ratio'])})", below(end["said"])
 
     return here
 
 
-def at_equal_time(read: Read) -> tuple[str, str]:
-    row = read["switch"]["at_equal_time"]["switch_dit against dit"]
-    return f"{over(row['gap'])} (× {over(row['ratio'])})", below(verdict(row["gap"]))
+def at_equal_time(part: str) -> Here:
+    def here(read: Read) -> tuple[str, str]:
+        row = read[part]["at_equal_time"]["switch_dit to dit"]
+        return f"{signed(row['gap'], row['half_width'])} (× {over(row['ratio'])})", below(row["said"])
+
+    return here
 
 
 def sooner(read: Read) -> tuple[str, str]:
-    row = read["switch"]["iterations_to_reach"]["switch_dit to dit"]
-    if row["mean"] is None:
-        return f"not in every seed: {', '.join('never' if v is None else f'{v:,.0f}' for v in row['values'])}", NO
-    low, high = row["mean"] - row["half_width"], row["mean"] + row["half_width"]
-    return f"{100 * row['mean']:.0f} ± {100 * row['half_width']:.0f} %", YES if high < 1 else NO if low > 1 else OPEN
+    """Whether it comes there at all is whether it is below at the end."""
+    shares = read["switch"]["share_to_reach"]["switch_dit to dit"]
+    end = read["switch"]["at_equal_iterations"]["switch_dit to dit"]
+    return f"by seed: {reached(shares)}", below(end[max(end, key=int)]["said"])
 
 
 def in_seventy(read: Read) -> tuple[str, str]:
-    figures, _ = sooner(read)
-    row = read["switch"]["iterations_to_reach"]["switch_dit to dit"]
-    if row["mean"] is None:
-        return figures, NO
-    low, high = row["mean"] - row["half_width"], row["mean"] + row["half_width"]
-    return figures, YES if high <= 0.7 else NO if low > 0.7 else OPEN
+    row = read["switch"]["sooner"]["switch_dit to dit"]
+    return f"then {signed(row['gap'], row['half_width'])}", below(row["said"])
 
 
-def colour(pair: str) -> Callable[[Read], tuple[str, str]]:
-    def here(read: Read) -> tuple[str, str]:
-        by_mark = read["colour"]["at_equal_iterations"][pair]
-        end = by_mark[max(by_mark, key=int)]
-        return f"{over(end['gap'])} (× {over(end['ratio'])})", below(verdict(end["gap"]))
-
-    return here
-
-
-def ablated(variant: str) -> Callable[[Read], tuple[str, str]]:
+def ablated(variant: str) -> Here:
     """The base is better than a variant: the variant's gap to it is above zero."""
 
     def here(read: Read) -> tuple[str, str]:
         one = read["ablations"]["variants"][variant]
-        distance = one["steps"][max(one["steps"], key=int)]["distance"]
-        row = {"gap": distance["gap"]} | distance["paired" if one["same_start"] else "welch"]
+        row = one["steps"][max(one["steps"], key=int)]["distance"]["to_base"]
         said = {"higher": YES, "lower": NO}.get(row["said"], OPEN)
         return f"without it {signed(row['gap'], row['half_width'])}", said
 
@@ -122,9 +123,9 @@ def ablated(variant: str) -> Callable[[Read], tuple[str, str]]:
 # T-Stitch
 
 
-def early_steps(part: str) -> Callable[[Read], tuple[str, str]]:
+def early_steps(part: str) -> Here:
     def here(read: Read) -> tuple[str, str]:
-        figures, said = no_loss(read[part]["fractions"], "0.4")
+        figures, said = no_loss(read[part]["fractions"])
         return f"{figures} of {read[part]['fractions']['plans']['0']['distance']['value']:.2f}", said
 
     return here
@@ -132,85 +133,101 @@ def early_steps(part: str) -> Callable[[Read], tuple[str, str]]:
 
 def speed(read: Read) -> tuple[str, str]:
     of = read["stitching"]["time"]["speed"]["0.4"]
-    return f"{of['times']:.2f}×, {100 * of['of_ideal']:.0f} % of the ideal", ""
+    figures = f"{of['times']:.2f}× ({of['least']:.2f} to {of['most']:.2f}), {100 * of['of_ideal']:.0f} % of the ideal"
+    return figures, YES if of["least"] > 1 else NO if of["most"] < 1 else OPEN
 
 
-def fewer_steps(part: str) -> Callable[[Read], tuple[str, str]]:
+def fewer_steps(part: str) -> Here:
     """Stitching is better than the large member alone in fewer steps, at equal time: at how many of the fractions."""
 
     def here(read: Read) -> tuple[str, str]:
         rows = read[part]["fractions to fewer steps"]
-        said = [row["said"] for row in rows.values()]
-        lower, higher = said.count("lower"), said.count("higher")
-        at = rows["0.4"]
-        figures = f"r = .4: {gap(at)}; of {len(said)} fractions better at {lower}, worse at {higher}"
-        return figures, YES if lower == len(said) else NO if higher == len(said) else PART
+        said = [below(row["said"]) for row in rows.values()]
+        figures = f"r = .4: {gap(rows['0.4'])}; of {len(said)} better at {said.count(YES)}, worse at {said.count(NO)}"
+        return figures, of_all(said)
 
     return here
 
 
 def first(read: Read) -> tuple[str, str]:
-    """Each order is better than those after it; the random one is drawn several times."""
+    """Each order is better than the one after it; the random one is the mean of its draws."""
     plans = read["stitching"]["orders"]["plans"]
     kinds = ("small_to_large", "decreasing", "interleaved", "large_to_small")
-    group = [[row for key, row in plans.items() if key.startswith(kind)] for kind in kinds]
-    means = [sum(row["distance"]["value"] for row in rows) / len(rows) for rows in group]
-    pairs = [(a, b) for left, right in pairwise(group) for a in left for b in right]
-    said = {beside(distance_of(a), distance_of(b))["said"] for a, b in pairs}
-    figures = ", ".join(f"{value:.2f}" for value in means)
-    return figures, YES if said == {"lower"} else NO if "higher" in said else OPEN
+    scores = [mean([distance_of(row) for key, row in plans.items() if key.startswith(kind)]) for kind in kinds]
+    figures = ", ".join(f"{score.value:.2f}" for score in scores)
+    return figures, of_all(below(beside(a, b)["said"]) for a, b in pairwise(scores))
+
+
+def mean(scores: list[Score]) -> Score:
+    """Of plans on the same samples, which still compares as a pair with others."""
+    draws = np.mean([score.draws for score in scores], axis=0)
+    value = float(np.mean([score.value for score in scores]))
+    return Score(value, draws, resampled=scores[0].resampled, biased_by_size=True)
 
 
 def three(read: Read) -> tuple[str, str]:
+    """Of the mixes that are as much faster as the paper's, the slowest: chosen by its time alone."""
     plans = read["stitching"]["three members"]["plans"]
-    whole = plans["large"]["distance"]["value"]
-    fit = {key: row for key, row in plans.items() if ":" in key}
-    verdicts = {key: at_no_loss(row["to_largest"], whole) for key, row in fit.items()}
-    best = min(fit, key=lambda key: fit[key]["distance"]["value"])
-    figures = f"{best}: {loss(fit[best]['to_largest'], whole)} of {whole:.2f}"
-    return figures, YES if YES in verdicts.values() else OPEN if OPEN in verdicts.values() else NO
+    fast = {key: row for key, row in plans.items() if ":" in key and row["times"] >= FASTER}
+    if not fast:
+        return f"no mix is {FASTER} times as fast", OPEN
+    key = min(fast, key=lambda key: fast[key]["times"])
+    row, whole = fast[key]["to_largest"], plans["large"]["distance"]["value"]
+    return f"{key}, {fast[key]['times']:.1f}×: {loss(row, whole)} of {whole:.2f}", at_no_loss(row, whole)
 
 
-def settings(group: str) -> Callable[[Read], tuple[str, str]]:
+def settings(group: str, more: Mapping[str, str] | None = None) -> Here:
+    """more: results of other names that belong to the group, by what they are called in it."""
+
     def here(read: Read) -> tuple[str, str]:
-        found = {n.partition("/")[2]: one for n, one in read["stitching"].items() if n.startswith(f"{group}/")}
-        each = {name: no_loss(found[name], "0.4") for name in sorted(found, key=tables.in_order)}
-        figures = "; ".join(f"{name}: {figure}" for name, (figure, _) in each.items())
-        values = {said for _, said in each.values()}
-        return figures, YES if values == {YES} else NO if values == {NO} else OPEN if NO not in values else PART
+        stitching = read["stitching"]
+        found = {name.partition("/")[2]: one for name, one in stitching.items() if name.startswith(f"{group}/")}
+        found |= {called: stitching[name] for called, name in (more or {}).items()}
+        each = {name: no_loss(found[name]) for name in sorted(found, key=tables.in_order)}
+        return "; ".join(f"{name}: {of}" for name, (of, _) in each.items()), of_all(said for _, said in each.values())
 
     return here
 
 
 def tuned(read: Read) -> tuple[str, str]:
     row = read["intervals"]["table"]["three"]
-    gaps = row["gaps"]
-    figures = (
-        f"as trained {over(row['as trained']['distance'])}; own times {gap(gaps['own times less as trained'])}; "
-        f"against all times {gap(gaps['own times less all times'])}"
-    )
-    said = {below(gaps[which]["said"]) for which in ("own times less as trained", "own times less all times")}
-    return figures, YES if said == {YES} else NO if NO in said else OPEN
+    better, own = (row["gaps"][which] for which in ("own times less as trained", "own times less all times"))
+    figures = f"{over(row['as trained']['distance'])}; {gap(better)}; own times to all {gap(own)}"
+    return figures, of_all(below(one["said"]) for one in (better, own))
 
 
 def alike(read: Read) -> tuple[str, str]:
-    """Members agree at high noise and part later: cosine of their own latents to the large member's, by step."""
-    latents = read["intervals"]["curves"]["latents"]["small"]["mean"]["value"]
-    first_, last = latents[len(latents) // 5], latents[-1]
-    figures = f"small to large, after a fifth of the steps {first_:.3f}, at the end {last:.3f}"
-    return figures, YES if first_ > 0.99 and first_ > last else NO
+    """The cosine of the small member's own latents to the large one's, a fifth of the way and at the end."""
+    curve = read["intervals"]["curves"]["latents"]["small"]["mean"]
+    early, late = (
+        (curve["value"][at], NORMAL_95 * curve["error"][at])
+        for at in (len(curve["value"]) // 5, len(curve["value"]) - 1)
+    )
+    figures = f"after a fifth of the steps {tables.pm(*early)}, at the end {tables.pm(*late)}"
+    falls = early[0] - late[0] > early[1] + late[1]
+    return figures, YES if falls and early[0] - early[1] > ALIKE else NO if early[0] + early[1] < ALIKE else OPEN
+
+
+def frequencies(read: Read) -> tuple[str, str]:
+    """The step from which on a band has its finished power, in every group of samples."""
+    settled = read["intervals"]["curves"]["settled_by_group"]["large"]
+    figures = ", ".join(f"{band} {min(steps)} to {max(steps)}" for band, steps in settled.items())
+    in_order = [list(steps) == sorted(steps) and steps[0] < steps[-1] for steps in zip(*settled.values(), strict=True)]
+    return f"finished from step: {figures}", YES if all(in_order) else OPEN if any(in_order) else NO
 
 
 # Beyond
 
 
-def searched(read: Read) -> tuple[str, str]:
-    plans = read["beyond"]["found"]["plans"]
-    rows = {key.removeprefix("found "): row for key, row in plans.items() if key.startswith("found ")}
-    rows = {key: row["to_best_fraction"] for key, row in rows.items() if "to_best_fraction" in row}
-    figures = "; ".join(f"{100 * float(key):.0f} %: {gap(row)}" for key, row in rows.items())
-    said = [row["said"] for row in rows.values()]
-    return figures, YES if set(said) == {"lower"} else NO if "lower" not in said else PART
+def searched(kind: str) -> Here:
+    def here(read: Read) -> tuple[str, str]:
+        plans = read["beyond"]["found"]["plans"]
+        rows = {key.removeprefix("found "): row.get(f"to_best_{kind}") for key, row in plans.items() if key[:2] == "fo"}
+        told = {key: row for key, row in rows.items() if row is not None}
+        figures = "; ".join(f"{100 * float(key):.0f} %: {gap(row)}" for key, row in told.items())
+        return figures, of_all(below(row["said"]) for row in told.values())
+
+    return here
 
 
 def large_member(read: Read) -> tuple[str, str]:
@@ -219,48 +236,60 @@ def large_member(read: Read) -> tuple[str, str]:
 
 
 def processes(read: Read) -> tuple[str, str]:
-    figures, said = no_loss(read["beyond"]["two processes"], "0.4")
+    figures, said = no_loss(read["beyond"]["two processes"])
     return f"{figures} of {read['beyond']['two processes']['plans']['0']['distance']['value']:.2f}", said
 
 
 def seams(read: Read) -> tuple[str, str]:
     rows = read["beyond"]["per sample"]["fractions"]
-    figures = "; ".join(f"r = {r}: {signed(row['gap'], row['gap_half_width'])}" for r, row in rows.items())
-    better = [row["gap"] < -row["gap_half_width"] for row in rows.values()]
-    worse = [row["gap"] > row["gap_half_width"] for row in rows.values()]
-    return figures, YES if all(better) else PART if any(better) else NO if any(worse) else OPEN
+    figures = "; ".join(
+        f"r = {r}: {signed(row['gap'], row['gap_half_width'])} at {row['cost']:.2f} of the time"
+        for r, row in rows.items()
+    )
+    return figures, of_all(seam(row) for row in rows.values())
+
+
+def seam(row: Mapping[str, Any]) -> str:
+    """Better, if it does not take longer; worse, if it does not save time."""
+    if row["gap"] < -row["gap_half_width"] and row["cost"] <= 1 + SAME_TIME:
+        return YES
+    return NO if row["gap"] > row["gap_half_width"] and row["cost"] >= 1 - SAME_TIME else OPEN
 
 
 def guide(read: Read) -> tuple[str, str]:
-    row = read["beyond"]["guided"]["small_to_null"]
-    return f"best of each: {gap(row)}", below(row["said"])
+    found = read["beyond"]["guided"]
+    best = " to ".join(found["best"][kind] for kind in ("small member", "null label"))
+    return f"{best}: {gap(found['small_to_null'])}", below(found["small_to_null"]["said"])
 
 
 CLAIMS = (
     Claim(
         "Switch-DiT is below DTR at equal iterations",
-        "FID of S 33.99 to 37.43, B 16.21 to 16.58",
+        "FID of S 33.99, 37.43; B 16.21, 16.58",
         ("switch",),
-        families("switch_dit against dtr"),
+        families("switch", "switch_dit to dtr"),
     ),
     Claim(
         "DTR is below DiT at equal iterations",
-        "S 37.43 to 44.28, B 16.58 to 27.96",
+        "S 37.43, 44.28; B 16.58, 27.96; but XL 10.85, 9.40",
         ("switch",),
-        families("dtr against dit"),
+        families("switch", "dtr to dit"),
     ),
     Claim(
         "Switch-DiT is below DiT at equal iterations",
-        "S 33.99 to 44.28, B 16.21 to 27.96",
+        "S 33.99, 44.28; B 16.21, 27.96; XL 8.76, 9.40",
         ("switch",),
-        families("switch_dit against dit"),
+        families("switch", "switch_dit to dit"),
     ),
-    Claim("… and at equal training time", "", ("switch",), at_equal_time),
+    Claim("… and at equal training time", "", ("switch",), at_equal_time("switch")),
     Claim("Switch-DiT comes to DiT's final distance sooner", "yes, in a figure", ("switch",), sooner),
     Claim("… in at most 70 % of its iterations", "", ("switch",), in_seventy),
-    Claim("The same on colour pictures: Switch-DiT below DTR", "", ("colour",), colour("switch_dit against dtr")),
-    Claim("… DTR below DiT", "", ("colour",), colour("dtr against dit")),
-    Claim("… Switch-DiT below DiT", "", ("colour",), colour("switch_dit against dit")),
+    Claim(
+        "The same on colour pictures: Switch-DiT below DTR", "", ("colour",), families("colour", "switch_dit to dtr")
+    ),
+    Claim("… DTR below DiT", "", ("colour",), families("colour", "dtr to dit")),
+    Claim("… Switch-DiT below DiT", "", ("colour",), families("colour", "switch_dit to dit")),
+    Claim("… and at equal training time", "", ("colour",), at_equal_time("colour")),
     Claim("The prior loss helps", "", ("ablations",), ablated("prior-0")),
     Claim("The skip of what is not routed helps", "", ("ablations",), ablated("skipless")),
     Claim(
@@ -272,10 +301,10 @@ CLAIMS = (
     Claim("… which is faster", "16.5 s to 11.0 s, 1.50×", ("stitching",), speed),
     Claim("… with U-Nets", "20.11 to 18.60 (LDM)", ("unets",), early_steps("unets")),
     Claim("… in colour", "", ("colour",), early_steps("colour")),
-    Claim("… at any number of steps", "10 to 250 (figures)", ("stitching",), settings("steps")),
+    Claim("… at any number of steps", "10 to 250 (figures)", ("stitching",), settings("steps", {"50": "fractions"})),
     Claim("… with other samplers", "DDPM, DDIM, DPM-Solver++ (figures)", ("stitching",), settings("samplers")),
     Claim("… at any guidance", "1 to 4 (figures)", ("stitching",), settings("guidance")),
-    Claim("… with three members, in some mix", "9.21 to 9.19 at 1.7×", ("stitching",), three),
+    Claim("… with three members", "9.19 to 9.21 at 1.7×", ("stitching",), three),
     Claim(
         "Stitching is better than fewer steps of the large member at equal time",
         "",
@@ -284,7 +313,7 @@ CLAIMS = (
     ),
     Claim("… in colour", "", ("colour",), fewer_steps("colour")),
     Claim(
-        "Who goes first: small, then at random, interleaved, large",
+        "Who goes first matters: small, at random, interleaved, large",
         "10.06, 12.94, 19.02, 27.61",
         ("stitching",),
         first,
@@ -296,7 +325,9 @@ CLAIMS = (
         tuned,
     ),
     Claim("Members agree at high noise and part later", "cosine near 1, falling (figure 2)", ("intervals",), alike),
-    Claim("A searched plan is ahead of the best fraction", "", ("beyond",), searched),
+    Claim("Early steps set the low frequencies, late ones the high", "figure 2", ("intervals",), frequencies),
+    Claim("A searched plan is ahead of the best fraction", "", ("beyond",), searched("fraction")),
+    Claim("… and of the large member in fewer steps", "", ("beyond",), searched("steps")),
     Claim("Switch-DiT as the large member is ahead of DiT", "", ("beyond",), large_member),
     Claim("The small member may be of another noise process: 40 % at no loss", "", ("beyond",), processes),
     Claim("A seam for each sample is better than one for all", "", ("beyond",), seams),

@@ -28,7 +28,8 @@ from hemstitch.models.config import Family
 from hemstitch.recipe import Recipe
 from hemstitch.stitch.search.cost import Costs, measure_costs
 
-from . import emoji, switch
+from . import emoji
+from .families import FAMILIES, SEEDS, along, pace, recipes
 from .fields import BATCH, Field, classes, judged, told
 from .networks import at, train, transformer
 from .stitching import ROUNDS, TENTHS, Look, Pair, at_equal_time, fractions, seconds, shorter, speed
@@ -40,8 +41,8 @@ SMALL_STEPS = 4000
 CLASSIFIER_STEPS = 300
 LOOK: dict[str, Any] = {"sampler": "ddim", "steps": 25}
 NUM, COPIES = 8 * BATCH, 4 * BATCH  # samples: of a checkpoint, and looked at for copies
-SEED = 6000  # of these samples
-TABLE = Look(steps=25, guidance=1.0, num=16 * BATCH)
+SEED = 6000  # of these samples, of the first training seed
+TABLE = Look(steps=20, guidance=1.0, num=16 * BATCH)
 
 
 def pictures(folder: Path) -> Field:
@@ -75,18 +76,25 @@ def tasks(folder: Path) -> list[Task]:
         Task("colour/pictures", partial(emoji.prepare, folder / "emoji")),
         Task("colour/field", partial(prepare, field), ("colour/pictures",), field.settings),
     ]
-    for seed in switch.SEEDS:
-        for family in switch.FAMILIES:
+    for seed in SEEDS:
+        for family in FAMILIES:
             run, trained = runs / f"colour-{family}-{seed}", f"colour/trained/{family}-{seed}"
             mine = recipe(field, family, seed)
             found.append(Task(trained, partial(train, mine, run), ("colour/pictures",), mine.hash))
             for mark in reversed(MARKS):
                 name = f"colour/judged/{family}-{seed}/{mark}"
-                do = partial(judge, field, run, mark, folder / "features" / name)
-                found.append(Task(name, do, ("colour/field", trained), (mine.hash, mark, LOOK, NUM, SEED)))
+                do = partial(judge, field, run, mark, folder / "features" / name, seed)
+                of = (field.settings, mine.hash, mark, LOOK, NUM, SEED + seed)
+                found.append(Task(name, do, ("colour/field", trained), of))
             if seed == 0:
                 of = (mine.hash, LOOK, COPIES, SEED)
                 found.append(Task(f"colour/copies/{family}", partial(copies, field, run), (trained,), of))
+
+    paced = recipes(
+        lambda family: transformer(field, f"colour-pace-{family}", family, width=96, steps=1000, log_every=1)
+    )
+    hashes = {family: one.hash for family, one in paced.items()}
+    found.append(Task("colour/pace", partial(pace, paced, folder / "pace"), ("colour/pictures",), hashes))
 
     def members() -> dict[str, Denoiser]:
         return {"small": at(runs / "colour-small", SMALL_STEPS), "large": at(runs / "colour-dit-0", STEPS)}
@@ -99,7 +107,7 @@ def tasks(folder: Path) -> list[Task]:
     def shorter_table() -> Result:
         return pair.table("fractions", fewer(), TABLE)
 
-    of = (small(field).hash, recipe(field, "dit", 0).hash, TABLE)
+    of = (field.settings, small(field).hash, recipe(field, "dit", 0).hash, TABLE)
     learn_small = partial(train, small(field), runs / "colour-small")
     found.append(Task("colour/trained/small", learn_small, ("colour/pictures",), small(field).hash))
     both = ("colour/trained/dit-0", "colour/trained/small")
@@ -134,9 +142,9 @@ def prepare(field: Field) -> Result:
 # Part A
 
 
-def judge(field: Field, run: Path, mark: int, kept: Path) -> Result:
+def judge(field: Field, run: Path, mark: int, kept: Path, seed: int) -> Result:
     """Samples of a run's averaged weights after so many steps, without guidance."""
-    scores = judged(field, at(run, mark), NUM, kept, SEED, LOOK)
+    scores = judged(field, at(run, mark), NUM, kept, SEED + seed, LOOK)
     return {name: told(score) for name, score in scores.items()}
 
 
@@ -184,33 +192,18 @@ def measured(members: dict[str, Denoiser]) -> Result:
 
 
 def summary(ledger: Ledger) -> dict[str, Any]:
-    """Part A as in `switch`, over training seeds; part B's table, each fraction beside the large member alone at fewer
-    steps that take as long."""
-    judged_, tables = ledger.all("colour/judged"), ledger.all("colour/table")
-    values = {
-        family: {
-            seed: {mark: judged_[f"{family}-{seed}/{mark}"]["distance"]["value"] for mark in MARKS}
-            for seed in switch.SEEDS
-        }
-        for family in switch.FAMILIES
-    }
-    tables["time"]["speed"] = speed(tables["time"]["seconds_per_image"])
+    """Part A as in `families.along`; part B's table, each fraction beside the large member alone at fewer steps."""
+    judged_, tables, paces = ledger.all("colour/judged"), ledger.all("colour/table"), ledger["colour/pace"]
+    tables["time"]["speed"] = speed(tables["time"]["seconds_per_image"], TABLE.steps)
+    along_ = along(judged_, MARKS, paces["seconds_a_step"])
     return {
         "pictures": ledger["colour/pictures"],
         "field": ledger["colour/field"],
         "trained": ledger.all("colour/trained"),
         "judged": judged_,
-        "over_seeds": {
-            figure: {
-                family: {mark: switch.over_seeds(judged_, family, mark, figure) for mark in MARKS}
-                for family in switch.FAMILIES
-            }
-            for figure in ("distance", "precision", "recall", "accuracy")
-        },
-        "at_equal_iterations": {
-            f"{a} against {b}": {mark: switch.against(values[a], values[b], mark, mark) for mark in MARKS}
-            for a, b in switch.PAIRS
-        },
+        "pace": paces,
+        **along_,
+        "at_the_end": {pair: by_mark[MARKS[-1]] for pair, by_mark in along_["at_equal_iterations"].items()},
         "copies": ledger.all("colour/copies"),
         "costs": ledger["colour/costs"],
         **tables,

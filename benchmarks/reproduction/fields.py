@@ -63,7 +63,7 @@ class Field:
 
     @property
     def classifier_path(self) -> Path:
-        return self.folder / f"{self.name}-classifier.safetensors"
+        return self.folder / f"{self.name}-classifier-{self.classifier_steps}.safetensors"
 
     def prepare(self) -> dict[str, Any]:
         """Train the classifier, if there is none yet, and say what it is worth: a result of a task.
@@ -160,8 +160,8 @@ def sampled_rows(field: Field, model: Denoiser, num: int, kept: Path, seed: int,
     labels, parts = classes(num, model.spec.num_classes), []
     kept = of(kept, identity(model), field.judge.hash, seed, sorted(look.items()), BATCH)
     for start in range(0, num, 10 * BATCH):
-        path = kept / f"{start:06d}.safetensors"
-        if not path.exists():
+        path, wanted = kept / f"{start:06d}.safetensors", min(num - start, 10 * BATCH)
+        if not path.exists() or len(load_file(path)["rows"]) < wanted:
             rows = []
             for first in range(start, min(num, start + 10 * BATCH), BATCH):
                 ids = range(first, min(num, first + BATCH))

@@ -26,15 +26,13 @@ from hemstitch.analyze.agreement import Band
 from hemstitch.analyze.findings import settled_from
 from hemstitch.analyze.study import Samples, Study, study
 from hemstitch.denoiser import Denoiser
-from hemstitch.evaluate.score import Score, repeated
 from hemstitch.recipe import Recipe
 from hemstitch.run import Run
 from hemstitch.train.times import plan_intervals
 
 from . import networks, stitching, switch
-from .fields import BATCH, Field, classes, distance_of, draws, fashion, judged, told
-from .stitching import beside
-from .switch import interval
+from .families import gap, interval
+from .fields import BATCH, Field, classes, draws, fashion, judged, told
 from .work import Ledger, Result, Task
 
 STEPS = 50
@@ -107,7 +105,7 @@ def trial(field: Field, folder: Path, members: Mapping[str, Trained], key: str, 
     judged_as = f"intervals/judged/{key}/{way}/{seed}"
     paths = {name: member.run for name, member in mine.items()}
     do = partial(judge, field, paths, plan, folder / "features" / judged_as, seed)
-    settings = ([base[name].hash for name in mine], plan, way, ITERATIONS, NUM, SAMPLING_SEED + seed)
+    settings = (field.settings, [base[name].hash for name in mine], plan, way, ITERATIONS, NUM, SAMPLING_SEED + seed)
     return [*found, Task(judged_as, do, ("switch/field", *(member.task for member in mine.values())), settings)]
 
 
@@ -202,33 +200,25 @@ def summary(ledger: Ledger) -> dict[str, Any]:
     judged_, groups = "intervals/judged", [ledger[f"intervals/curves/{group}"]["curves"] for group in range(GROUPS)]
     together = over(groups)
     settled = {
-        name: {part: settled_from(torch.tensor(of["value"])) for part, of in parts.items()}
+        name: {part: [settled_from(torch.tensor(one["unsettled"][name][part])) for one in groups] for part in parts}
         for name, parts in together["unsettled"].items()
     }
     return {
-        "tuned": ledger.all("intervals/tuned"),
         "table": {
             key: row({w: [ledger[f"{judged_}/{key}/{w}/{seed}"] for seed in SEEDS] for w in WAYS}, plan)
             for key, plan in PLANS.items()
         },
-        "curves": together | {"settled_from": settled, "groups": len(groups), "samples": GROUP * len(groups)},
+        "curves": together | {"settled_by_group": settled, "groups": len(groups), "samples": GROUP * len(groups)},
         "results": ledger.all("intervals"),
     }
 
 
 def row(by_way: Mapping[str, Sequence[Result]], plan: Plan) -> dict[str, Any]:
     """A plan's results by way of training and seed: means over the seeds, and the gaps between ways."""
-    distances = {way: [distance_of(result) for result in results] for way, results in by_way.items()}
+    distances = {way: [result["distance"]["value"] for result in results] for way, results in by_way.items()}
     said: dict[str, Any] = {"plan": str(plan)}
     for way, results in by_way.items():
         figures = [figure for figure, of in results[0].items() if isinstance(of, dict) and "value" in of]
         said[way] = {figure: interval([result[figure]["value"] for result in results]) for figure in figures}
     said["gaps"] = {f"{a} less {b}": gap(distances[a], distances[b]) for a, b in GAPS}
     return said
-
-
-def gap(a: Sequence[Score], b: Sequence[Score]) -> dict[str, Any]:
-    """a less b, pair by pair: the mean over seeds with the interval that its spread gives, and each seed's own."""
-    pairs = list(zip(a, b, strict=True))
-    over_seeds = repeated([Score(x.value - y.value, np.zeros(0)) for x, y in pairs])
-    return beside(over_seeds, Score(0.0, np.zeros(2))) | {"by_seed": [beside(x, y) for x, y in pairs]}

@@ -56,16 +56,21 @@ def transformer(
 
 def train(recipe: Recipe, folder: Path) -> Result:
     """Train, or go on, to the last step: a result of a task. Raises `Stopped` where it was asked to stop, and
-    HemstitchError if the folder holds a run of another recipe."""
+    HemstitchError if the folder holds a run of another recipe.
+
+    sittings: the commit from each step on; a run that is finished already has its commits from there alone.
+    """
     for progress in fit(recipe, folder, resume=Run(folder).exists, device="cpu"):
         if progress.stopped:
             raise Stopped
+    sittings = [json.loads(line) for line in (folder / "provenance.jsonl").read_text().splitlines()]
     rates = [json.loads(line)["rate"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "recipe": recipe.hash,
         "steps": recipe.train.steps,
         "milliseconds_a_step": 1000 * recipe.train.batch / median(rates),
         "parameters": hs.describe(hs.load(folder)).parameters,
+        "sittings": {str(one["step"]): one["commit"] for one in sittings if one["step"] < recipe.train.steps},
     }
 
 

@@ -167,7 +167,7 @@ def agreement(summary: Summary) -> bytes:
     large = list(curves["unsettled"])[-1]
     for (part, share), (color, line) in zip(curves["unsettled"][large].items(), PARTS.values(), strict=False):
         _band(spectrum, share, color, part, line)
-    _dress(own, "each along its own trajectory", "step", "cosine to the large member's image")
+    _dress(own, "each along its own trajectory", "step", "cosine to the large member's x_t")
     _dress(asked, "asked about the large member's images", "step", "cosine to its prediction")
     _dress(spectrum, f"{large}: what is left of each frequency", "step", "share still to come")
     for axes in (own, asked, spectrum):
@@ -184,13 +184,12 @@ def _band(axes: Any, curve: Summary, color: str, label: str, line: str = "-") ->
 
 
 def ablations(summary: Summary) -> bytes:
-    """The difference of each variant to the base, as of pairs where they begin alike, with its 95 % interval."""
+    """The difference of each variant to the base, with its 95 % interval."""
     rows = []
     for variant in summary["variants"].values():
         distance = variant["steps"][max(variant["steps"], key=int)]["distance"]
-        if "gap" in distance:
-            kind = "paired" if variant["same_start"] else "welch"
-            rows.append((variant["differs"], distance["gap"], distance[kind]["half_width"], distance[kind]["said"]))
+        if (row := distance.get("to_base")) is not None:
+            rows.append((variant["differs"], row["gap"], row["half_width"], row["said"]))
     figure, axes = plt.subplots(figsize=(8, 0.28 * len(rows) + 1.2), dpi=150, layout="constrained")
     for place, (_, gap, half, said) in enumerate(reversed(rows)):
         color = {"lower": GREEN, "higher": BROWN}.get(said, GREY)
@@ -212,5 +211,5 @@ PICTURES: dict[str, tuple[str, Callable[[Summary], bytes]]] = {
     "reproduction_found.png": ("beyond", found),
     "reproduction_ablations.png": ("ablations", ablations),
     "reproduction_colour_families.png": ("colour", lambda summary: families(summary, "Emoji")),
-    "reproduction_colour_fractions.png": ("colour", stitched("Emoji: a small DiT first, 25 DDIM steps")),
+    "reproduction_colour_fractions.png": ("colour", stitched("Emoji: a small DiT first, 20 DDIM steps")),
 }

@@ -109,7 +109,7 @@ def compared(ledger: Ledger, published: Mapping[str, Any]) -> list[Held]:
         rows.append(Held(f"{family} after {SHORT:,} iterations", mine[family], *a_further_one(theirs[family])))
     gaps = [a - b for a, b in zip(theirs["switch_dit"], theirs["dit"], strict=True)]
     rows.append(Held("switch_dit less dit", mine["switch_dit"] - mine["dit"], *a_further_one(gaps)))
-    plans, known = ledger["quick/fractions"]["plans"], published["beyond"]["switch as large"]["plans"]
+    plans, known = ledger["quick/fractions"]["plans"], published["beyond"]["large/switch_dit-0"]["plans"]
     for r, row in plans.items():
         value, half = known[r]["distance"]["value"], NORMAL_95 * known[r]["distance"]["error"]
         rows.append(Held(f"small on {r} of the steps", row["distance"]["value"], value - half, value + half))

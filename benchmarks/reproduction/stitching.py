@@ -45,12 +45,17 @@ AROUND = 0.4  # the fraction that the large member alone is held against whereve
 
 @dataclass(frozen=True)
 class Look:
-    """How the plans of one table are sampled. num: samples, whole batches."""
+    """How the plans of one table are sampled. num, first: how many samples, and from which on; whole batches."""
 
     steps: int = STEPS
     sampler: str = "ddim"
     guidance: float = 1.5
     num: int = FEW
+    first: int = 0
+
+    @property
+    def chunks(self) -> range:
+        return range(self.first // BATCH, (self.first + self.num) // BATCH)
 
 
 def small(field: Field) -> Recipe:
@@ -91,20 +96,20 @@ class Pair:
         """Sampled where they were not yet, and judged."""
         store = self.store(name, self.load(), look)
         marks = {key: _candidate(plan, look) for key, plan in plans.items()}
-        for chunk in range(look.num // BATCH):
+        for chunk in look.chunks:
             store.sample([*dict.fromkeys(marks.values())], chunk)
-        labels = self.labels(look)
+        labels = self.labels(look)[look.first :]
         return {key: self.field.scores(_rows(store, mark, look), labels) for key, mark in marks.items()}
 
     def labels(self, look: Look) -> torch.Tensor:
-        """(N,) the classes of the samples of a table."""
-        return classes(look.num, self.field.shape[2])
+        """(N,) the classes of the samples of a table, and of those before them."""
+        return classes(look.first + look.num, self.field.shape[2])
 
     def store(self, name: str, members: dict[str, Denoiser], look: Look) -> Store:
         ground = Ground(members, self.labels(look), SAMPLERS[look.sampler], look.guidance, seed=SEED, batch=BATCH)
         baseline = _candidate(Plan.steps_each({list(members)[-1]: look.steps}), look)
         told = {key: identity(member) for key, member in members.items()}
-        kept = of(self.kept / name, told, self.field.judge.hash, replace(look, num=0), SEED, BATCH)
+        kept = of(self.kept / name, told, self.field.judge.hash, replace(look, num=0, first=0), SEED, BATCH)
         return Store(ground, self.field.judge, baseline, kept)
 
 
@@ -113,7 +118,7 @@ def _candidate(plan: Plan, look: Look) -> Candidate:
 
 
 def _rows(store: Store, mark: Candidate, look: Look) -> torch.Tensor:
-    return torch.cat([store.rows[key_of(mark), chunk] for chunk in range(look.num // BATCH)])
+    return torch.cat([store.rows[key_of(mark), chunk] for chunk in look.chunks])
 
 
 def beside(a: Score, b: Score) -> dict[str, Any]:
@@ -127,7 +132,8 @@ def fractions(values: Sequence[float], steps: int) -> dict[str, Plan]:
 
 
 def shorter(costs: Costs, values: Sequence[float], look: Look) -> dict[str, Plan]:
-    """The large member alone at as many steps as come nearest to the time of each fraction, by what its steps cost."""
+    """The large member alone at the fewest steps that take at least as long as each fraction, by what steps cost: in
+    doubt, it has a little more time."""
     guided, evaluations = look.guidance != 1, SAMPLERS[look.sampler].evaluations
     alone = {n: Plan.steps_each({"large": n}) for n in range(2, look.steps)}
     cost = {n: costs.of(plan, guided, evaluations) for n, plan in alone.items()}
@@ -135,8 +141,9 @@ def shorter(costs: Costs, values: Sequence[float], look: Look) -> dict[str, Plan
     for r, plan in fractions(values, look.steps).items():
         whole = costs.of(plan, guided, evaluations)
         if plan.counts.keys() == {"small", "large"}:
-            count = min(cost, key=lambda n: abs(cost[n] - whole))
-            told[f"{count} steps, as long as {r}"] = alone[count]
+            count = next((n for n in alone if cost[n] >= whole * (1 - 1e-9)), None)
+            if count is not None:  # none where all of the steps take less
+                told[f"{count} steps, as long as {r}"] = alone[count]
     return told
 
 
@@ -249,15 +256,16 @@ def seconds(members: dict[str, Denoiser], plans: Mapping[str, Plan], look: Look)
     return {"seconds_per_image": taken, "batch": TIMED}
 
 
-def speed(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """How many times as fast as the large member alone a plan is; and a fraction's share of what that would be if
-    stitching cost nothing. Medians over rounds of ratios within a round."""
+def speed(times: Mapping[str, Sequence[float]], steps: int) -> dict[str, dict[str, float]]:
+    """How many times as fast as the large member alone a plan is, with the least and the most of all rounds; and a
+    fraction's share of what that would be if stitching cost nothing. Medians over rounds of ratios within a round."""
     told = {}
     for key, mine in times.items():
-        told[key] = {"times": median(a / b for a, b in zip(times["0"], mine, strict=True))}
-        if key in {f"{r:g}" for r in TENTHS}:
-            whole = zip(times["0"], times["1"], strict=True)
-            ideal = [(1 - float(key)) * large + float(key) * small for large, small in whole]
+        ratios = [a / b for a, b in zip(times["0"], mine, strict=True)]
+        told[key] = {"times": median(ratios), "least": min(ratios), "most": max(ratios)}
+        if key in fractions(TENTHS, steps):
+            r = fractions(TENTHS, steps)[key].counts.get("small", 0) / steps
+            ideal = [(1 - r) * large + r * small for large, small in zip(times["0"], times["1"], strict=True)]
             told[key]["of_ideal"] = median(a / b for a, b in zip(ideal, mine, strict=True))
     return told
 
@@ -279,5 +287,8 @@ def summary(ledger: Ledger) -> dict[str, Any]:
     for name, _ in settings():
         plans = found[name]["plans"]
         found[name]["to_fewer_steps"] = at_equal_time(plans, {k: p for k, p in plans.items() if "as long as" in k})
-    found["time"]["speed"] = speed(found["time"]["seconds_per_image"])
+    found["time"]["speed"] = speed(found["time"]["seconds_per_image"], STEPS)
+    costs = Costs.from_data(found["costs"]["costs"])
+    for row in found["three members"]["plans"].values():
+        row["times"] = STEPS * costs.ms("large", True) / costs.of(Plan.from_data(row["plan"]), True, 1)
     return found

@@ -11,6 +11,7 @@ from hemstitch.evaluate.score import NORMAL_95
 
 Summary = Mapping[str, Any]
 FAMILY = {"dit": "DiT", "dtr": "DTR", "switch_dit": "Switch-DiT"}
+SAID = {"lower": "better", "higher": "worse", "no difference": "undecided"}
 PARTS = {
     "choose": "what was chosen",
     "switch": "A, families",
@@ -60,21 +61,23 @@ def signed(value: float, half: float) -> str:
 
 def gap(row: Summary) -> str:
     """A difference of distances, with what its interval says."""
-    mark = {"lower": "better", "higher": "worse", "no difference": "undecided"}.get(row["said"], row["said"])
-    return f"{signed(row['gap'], row['half_width'])}, {mark}"
+    return f"{signed(row['gap'], row['half_width'])}, {SAID[row['said']]}"
 
 
-def verdict(gap_over_seeds: Summary) -> str:
-    """What an interval over seeds says of a gap that is better below zero."""
-    half = gap_over_seeds["half_width"]
-    if half is None:
-        return "one seed"
-    if abs(gap_over_seeds["mean"]) <= half:
-        return "undecided"
-    return "better" if gap_over_seeds["mean"] < 0 else "worse"
+# What is measured by, and how hyper-parameters were chosen
 
 
-# How hyper-parameters were chosen
+def judge(read: Mapping[str, Summary]) -> str:
+    """The classifiers whose features distances are of, and what images that networks learned from come to."""
+    rows = []
+    for part in ("switch", "ablations", "colour"):
+        if part in read:
+            field = read[part]["results"]["field"] if part == "ablations" else read[part]["field"]
+            right = f"{100 * field['classifier_accuracy']:.1f} % of {field['held_out']:,}"
+            real = [of(field["training_images"][figure]) for figure in ("distance", "precision", "recall", "accuracy")]
+            rows.append([PARTS[part], field["reference"], right, *real])
+    head = ["part", "reference", "classifier right", "images learned from: distance", "precision", "recall"]
+    return table([*head, "class accuracy"], rows)
 
 
 def choose(summary: Summary) -> str:
@@ -103,7 +106,9 @@ def family_curve(summary: Summary) -> str:
     marks = sorted(distance["dit"], key=int)
     rows = [[name, *(over(distance[family][mark]) for mark in marks)] for family, name in FAMILY.items()]
     for pair, by_mark in summary["at_equal_iterations"].items():
-        rows.append([named(pair), *(f"× {over(by_mark[mark]['ratio'])}" for mark in marks)])
+        rows.append(
+            [named(pair), *(f"× {over(by_mark[mark]['ratio'])}, {SAID[by_mark[mark]['said']]}" for mark in marks)]
+        )
     return table(["distance after iterations", *(f"{int(mark):,}" for mark in marks)], rows)
 
 
@@ -125,8 +130,7 @@ def family_figures(summary: Summary) -> str:
 def family_end(summary: Summary) -> str:
     rows = []
     for family, name in FAMILY.items():
-        ends = summary["at_the_end"]
-        cells = [over(ends[figure][family]) for figure in ("distance", "precision", "recall", "accuracy")]
+        cells = [over(summary["end"][figure][family]) for figure in ("distance", "precision", "recall", "accuracy")]
         trained = next(v for k, v in summary["trained"].items() if k.startswith(f"{family}-"))
         cost = summary["seconds_a_step_to_dit"][family]
         rows.append([name, f"{trained['parameters'] / 1e6:.2f} M", f"{cost:.2f}", *cells])
@@ -136,14 +140,16 @@ def family_end(summary: Summary) -> str:
 
 def family_claims(summary: Summary) -> str:
     rows = []
-    for pair in summary["at_equal_time"]:
-        mark = max(summary["at_equal_iterations"][pair], key=int)
-        iterations, time = summary["at_equal_iterations"][pair][mark], summary["at_equal_time"][pair]
-        reach = summary["iterations_to_reach"][pair.replace(" against ", " to ")]
-        share = over(reach) if reach["mean"] is not None else "not in every seed"
-        rows.append([named(pair), *(f"{over(one['gap'])}: {verdict(one['gap'])}" for one in (iterations, time)), share])
-    head = ["", "gap at equal iterations", "gap at equal time", "share of iterations to the other's final distance"]
-    return table(head, rows)
+    for pair, end in summary["at_the_end"].items():
+        apart = f"± {end['welch']['half_width']:.2g}, {SAID[end['welch']['said']]}"
+        others = [gap(summary[which][pair]) for which in ("at_equal_time", "sooner")]
+        rows.append([named(pair), gap(end), apart, *others, reached(summary["share_to_reach"][pair])])
+    head = ["", "at equal iterations", "as independent runs", "at equal time", "first's 70 % to the other's end"]
+    return table([*head, "share of iterations to the other's end, by seed"], rows)
+
+
+def reached(shares: Sequence[float | None]) -> str:
+    return ", ".join("never" if share is None else f"{100 * share:.0f} %" for share in shares)
 
 
 def named(pair: str) -> str:
@@ -165,12 +171,13 @@ def fractions(summary: Summary) -> str:
         cells += [f"{speed[r]['times']:.2f}×", f"{speed[r]['of_ideal']:.2f}"]
         if r in shorter:
             key, plan = shorter[r]
-            cells += [key.partition(" ")[0], f"{speed[key]['times']:.2f}×", of(plan["distance"])]
+            beside = gap(summary["fractions to fewer steps"][r])
+            cells += [key.partition(" ")[0], f"{speed[key]['times']:.2f}×", of(plan["distance"]), beside]
         else:
-            cells += ["", "", ""]
+            cells += [""] * 4
         rows.append(cells)
     head = ["r", "distance", "to r = 0", "precision", "recall", "speed", "of the ideal"]
-    return table([*head, "large alone: steps", "speed", "distance"], rows)
+    return table([*head, "large alone: steps", "speed", "distance", "the fraction to it"], rows)
 
 
 def plans(of_part: Callable[[Summary], Summary], label: str = "plan") -> Callable[[Summary], str]:
@@ -182,6 +189,22 @@ def plans(of_part: Callable[[Summary], Summary], label: str = "plan") -> Callabl
         return table([label, "distance", "to the large member alone", "precision", "recall"], rows)
 
     return make
+
+
+def mixes(summary: Summary) -> str:
+    rows = [
+        [
+            key,
+            f"{row['times']:.2f}×",
+            of(row["distance"]),
+            gap(row["to_largest"]),
+            of(row["precision"]),
+            of(row["recall"]),
+        ]
+        for key, row in summary["three members"]["plans"].items()
+    ]
+    head = ["small : middle : large", "speed", "distance", "to the large member alone", "precision", "recall"]
+    return table(head, rows)
 
 
 def around(group: str, label: str) -> Callable[[Summary], str]:
@@ -196,11 +219,10 @@ def around(group: str, label: str) -> Callable[[Summary], str]:
             for r in columns:
                 row = result["plans"][r]
                 cells.append(of(row["distance"]) + (" *" if row["to_largest"]["said"] == "higher" else ""))
-            for r, beside in result["to_fewer_steps"].items():
-                cells += [f"{beside['fewer'].partition(',')[0]}: {of(result['plans'][beside['fewer']]['distance'])}"]
-                cells += [f"{gap(beside)} (r = {r})"]
-            rows.append(cells)
-        head = [label, *(f"r = {r}" for r in columns), "large alone, as long", "the fraction to it"]
+            (beside,) = result["to_fewer_steps"].values()
+            cells += [f"{beside['fewer'].partition(',')[0]}: {of(result['plans'][beside['fewer']]['distance'])}"]
+            rows.append([*cells, gap(beside)])
+        head = [label, *(f"r = {r}" for r in columns), "large alone, as long as 0.4", "r = 0.4 to it"]
         return table(head, rows)
 
     return make
@@ -226,12 +248,8 @@ def tuning(summary: Summary) -> str:
 
 
 def large_members(summary: Summary) -> str:
-    dit, switch = (summary[f"{name} as large"]["plans"] for name in ("dit", "switch"))
-    rows = [
-        [r, of(dit[r]["distance"]), of(switch[r]["distance"]), gap(summary["switch to dit"][r])]
-        for r in dit
-        if r != "1"  # the small member alone, in both
-    ]
+    dit, switch = (summary["large members"][family] for family in ("dit", "switch_dit"))
+    rows = [[r, over(dit[r]), over(switch[r]), gap(row)] for r, row in summary["switch to dit"].items()]
     return table(["r", "DiT as the large member", "Switch-DiT", "Switch-DiT to DiT"], rows)
 
 
@@ -240,12 +258,13 @@ def found(summary: Summary) -> str:
     for key, row in summary["found"]["plans"].items():
         if not key.startswith("found "):
             continue
-        cells = [f"{100 * float(key.removeprefix('found ')):.0f} %", _said(row["plan"]), of(row["distance"])]
+        budget = f"{100 * float(key.removeprefix('found ')):.0f} %"
+        cells = [budget, _said(row["plan"]), f"{100 * row['share']:.0f} %", of(row["again"]["distance"])]
         for kind in ("to_best_fraction", "to_best_steps"):
             rival = row.get(kind)
             cells.append("none fits" if rival is None else f"{rival['best']}: {gap(rival)}")
         rows.append(cells)
-    head = ["budget", "plan found", "distance", "to the best fraction", "to the large member in fewer steps"]
+    head = ["budget", "plan found", "time", "distance", "to the best fraction", "to the large member in fewer steps"]
     return table(head, rows)
 
 
@@ -284,13 +303,9 @@ def ablations(summary: Summary) -> str:
     for variant in summary["variants"].values():
         end = variant["steps"][max(variant["steps"], key=int)]
         distance = end["distance"]
-        cells = [variant["differs"], pm(distance["value"], distance["half_width"])]
-        if "gap" in distance:
-            kind = "paired" if variant["same_start"] else "welch"
-            cells.append(gap({"gap": distance["gap"]} | distance[kind]))
-        else:
-            cells.append("")
-        cells += [pm(end[figure]["value"], end[figure]["half_width"]) for figure in ("precision", "recall", "accuracy")]
+        cells = [variant["differs"], over(distance)]
+        cells.append(gap(distance["to_base"]) if "to_base" in distance else "")
+        cells += [over(end[figure]) for figure in ("precision", "recall", "accuracy")]
         use = variant["experts"]["trained"] if "experts" in variant else None
         cells += ["", ""] if use is None else [f"{mean(use['divergence']):.3f}", _used(use)]
         rows.append(cells)
@@ -307,7 +322,7 @@ def _used(use: Summary) -> str:
 
 def took(read: Mapping[str, Summary]) -> str:
     """Of each part, how many results and how long one core worked on them: trainings by their steps' median time, the
-    rest as the clock had it."""
+    rest as the clock had it. A + marks a commit with changes that were not committed."""
     rows = []
     for part, summary in read.items():
         results = {str(sorted(one.items(), key=str)): one for one in _results(summary)}.values()
@@ -317,8 +332,9 @@ def took(read: Mapping[str, Summary]) -> str:
             else one["took"]["seconds"]
             for one in results
         ]
-        commits = sorted({one["provenance"]["commit"].partition(" ")[0] for one in results})
-        rows.append([PARTS[part], f"{len(seconds)}", f"{sum(seconds) / 3600:.1f}", ", ".join(commits)])
+        commits = {c for one in results for c in [one["provenance"]["commit"], *one.get("sittings", {}).values()]}
+        made_by = ", ".join(sorted(commit.replace(" with changes", "+") for commit in commits))
+        rows.append([PARTS[part], f"{len(seconds)}", f"{sum(seconds) / 3600:.1f}", made_by])
     return table(["part", "results", "hours", "made by commits"], rows)
 
 
@@ -339,7 +355,7 @@ TABLES: dict[str, tuple[str, Callable[[Summary], str]]] = {
     "families claims": ("switch", family_claims),
     "fractions": ("stitching", fractions),
     "orders": ("stitching", plans(lambda s: s["orders"], "order")),
-    "three members": ("stitching", plans(lambda s: s["three members"], "small : middle : large")),
+    "three members": ("stitching", mixes),
     "steps": ("stitching", around("steps", "steps")),
     "samplers": ("stitching", around("samplers", "sampler, steps")),
     "guidance": ("stitching", around("guidance", "guidance")),

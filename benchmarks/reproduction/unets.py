@@ -11,6 +11,7 @@ Shape suffixes: B batch, N samples, F features.
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -44,7 +45,7 @@ from .work import Ledger, Result, Stopped, Task
 
 STEPS = 50
 NUM, FIRST_SEED = 16 * BATCH, 5_000_000  # far from the seeds of training, which are its steps
-AS_LONG_AS = ("0.3", "0.5", "0.7")  # fractions that fewer steps of the large U-Net are held against
+AS_LONG_AS = ("0.2", "0.4", "0.6", "0.8")  # fractions that fewer steps of the large U-Net are held against
 FIGURES = ("distance", "precision", "recall")
 
 
@@ -81,7 +82,7 @@ def tasks(folder: Path) -> list[Task]:
     field, pair, kept = fashion(folder), folder / "runs" / "unets", folder / "samples" / "unets"
     trained = tuple(f"unets/trained/{name}" for name in MEMBERS)
     judged, ledger = ("switch/field", *trained, "unets/time"), Ledger(folder / "results")
-    of = (MEMBERS, fractions(), NUM, FIRST_SEED)
+    of = (field.settings, MEMBERS, fractions(), NUM, FIRST_SEED)
 
     def shorter() -> dict[str, Way]:
         return as_long(ledger["unets/time"]["seconds_per_image"])
@@ -287,10 +288,10 @@ def table(field: Field, pair: Path, ways: Mapping[str, Way], num: int, kept: Pat
     for key, way in ways.items():
         scores = judged(way)
         plans[key] = {"steps": way.steps, "small": way.small} | {figure: told(scores[figure]) for figure in FIGURES}
-        others = {"to_largest": Way(STEPS)}
+        plans[key]["to_largest"] = beside(scores["distance"], judged(Way(STEPS))["distance"])
         if key not in fractions():
-            others["to_fraction"] = fractions()[fraction_of(key)]
-        plans[key] |= {to: beside(scores["distance"], judged(other)["distance"]) for to, other in others.items()}
+            fraction = judged(fractions()[fraction_of(key)])["distance"]
+            plans[key]["fraction_to_it"] = beside(fraction, scores["distance"])
     return {"samples": num, "plans": plans}
 
 
@@ -312,11 +313,11 @@ def seconds(pair: Path, ways: Mapping[str, Way], kept: Path, rounds: int = 7, ba
 
 
 def as_long(times: Mapping[str, list[float]]) -> dict[str, Way]:
-    """The large U-Net alone at as many steps as take the time of some fractions."""
+    """The large U-Net alone at the fewest steps that take at least the time of some fractions."""
     found = {}
     for r in AS_LONG_AS:
         share = median(mine / large for mine, large in zip(times[r], times["0"], strict=True))
-        count = max(1, min(STEPS - 1, round(share * STEPS)))
+        count = max(1, min(STEPS - 1, math.ceil(share * STEPS)))
         found[f"{count} steps, as long as {r}"] = Way(count)
     return found
 
@@ -354,7 +355,10 @@ def summary(ledger: Ledger) -> dict[str, Any]:
         for key, plan in found[name]["plans"].items():
             plan |= measured[key]
     fewer = timed(found["time of fewer steps"]["seconds_per_image"])
-    found["time"]["speed"] = speed(found["time"]["seconds_per_image"]) | {
+    found["time"]["speed"] = speed(found["time"]["seconds_per_image"], STEPS) | {
         key: {"times": of["times_as_fast"]["median"]} for key, of in fewer.items() if key != "0"
+    }
+    found["fractions to fewer steps"] = {
+        fraction_of(key): {"fewer": key} | plan["fraction_to_it"] for key, plan in found["fewer steps"]["plans"].items()
     }
     return found

@@ -66,14 +66,19 @@ class Ledger:
         base = self.folder / under
         return {str(path.relative_to(base))[:-5]: read_json_file(path) for path in sorted(base.rglob("*.json"))}
 
-    def check(self, tasks: Sequence[Task]) -> None:
-        """HemstitchError if there are results of these tasks that other settings made."""
+    def check(self, tasks: Sequence[Task], part: str = "") -> None:
+        """HemstitchError if there are results of these tasks that other settings made; or, if these are all tasks of a
+        part, results of that part that no task makes."""
         other = [t for t in tasks if self.done(t.name) and self[t.name].get("settings") != t.mark]
         if other:
             raise HemstitchError(
                 f"{len(other)} results were made by other settings, {other[0].name} first: remove "
                 f"{self.path(other[0].name)} and its like, or choose another folder (--out)"
             )
+
+        lost = set(self.all(part)) - {t.name.removeprefix(f"{part}/") for t in tasks} if part else ()
+        if lost:
+            raise HemstitchError(f"no task makes {', '.join(sorted(lost))}: remove it from {self.folder / part}")
 
     @contextlib.contextmanager
     def held(self, name: str) -> Iterator[bool]:
@@ -107,6 +112,7 @@ class Ledger:
         told["provenance"] = {**origin, "date": provenance()["date"]}
         self.path(task.name).parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path(task.name), json.dumps(told, indent=1, allow_nan=False))
+        path.unlink()  # done again, it would take its own time
         say(f"{task.name}: {took['seconds']:.0f} s{_shown(result)}")
 
 

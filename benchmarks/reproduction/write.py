@@ -29,6 +29,7 @@ def write(out: Path, results: Path = RESULTS, document: Path = DOCUMENT) -> None
         if left:
             print(f"{part} is not complete: {len(left)} tasks are left, {left[0]} first")
             continue
+        ledger.check(module.tasks(out), part)
         summary = module.summary(ledger)
         write_text(results / f"reproduction-{part}.json", text(summary))
     refresh(results, document)
@@ -47,7 +48,7 @@ def refresh(results: Path = RESULTS, document: Path = DOCUMENT) -> None:
         part: json.loads(path.read_text()) for part in PARTS if (path := results / f"reproduction-{part}.json").exists()
     }
     made = {name: make(read[part]) for name, (part, make) in tables.TABLES.items() if part in read}
-    made |= {"claims": claims.table(read), "took": tables.took(read)} if read else {}
+    made |= {"claims": claims.table(read), "judge": tables.judge(read), "took": tables.took(read)}
     write_text(document, filled(document.read_text(), made))
     for name, (part, draw) in pictures.PICTURES.items():
         if part in read:

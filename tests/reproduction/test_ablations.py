@@ -278,7 +278,7 @@ def test_what_is_judged_and_looked_at_is_the_variant(tmp_path, monkeypatch):
         return {"distance": Score(1.0, np.array([0.9, 1.1]), resampled=10)}
 
     monkeypatch.setattr(ablations, "judged", judged)
-    assert ablations.judge(where(), variant, tmp_path, 2, tmp_path)["distance"]["value"] == 1
+    assert ablations.judge(where(), variant, tmp_path, 2, tmp_path, 0)["distance"]["value"] == 1
     assert seen == [Skipless]
     assert type(networks.at(tmp_path, 2).net) is SwitchDiT
     looked = ablations.experts(variant, recipe, tmp_path)
@@ -323,25 +323,31 @@ def test_the_summary_says_gaps_and_what_may_be_said_of_them(tmp_path):
     last = ablations.MARKS[-1]
 
     def distance(variant, seed, mark):
-        """Seeds differ much, and alike; DTR is worse on all by nearly the same, Min-SNR by the half mark only."""
-        shift = {"dtr": 1 + 0.01 * seed, "min-snr": 50.0 if mark < last else 0.0}.get(variant, 0.0)
+        """Seeds differ much, and alike; DTR and no prior are worse on all by nearly the same, Min-SNR by the half mark
+        only."""
+        shift = {"dtr": 1 + 0.01 * seed, "prior-0": 1 + 0.01 * seed, "min-snr": 50.0 if mark < last else 0.0}.get(
+            variant, 0.0
+        )
         return 10 + 5 * seed + shift
 
     found = ablations.summary(ledger(tmp_path, distance))["variants"]
     plain, dtr = (found[name]["steps"][str(last)]["distance"] for name in ("base", "dtr"))
     seeds = np.array(ablations.SEEDS)
     values = 10 + 5.0 * seeds
-    assert plain["value"] == pytest.approx(values.mean())
-    assert plain["by_seed"] == pytest.approx(values.tolist())
+    assert plain["mean"] == pytest.approx(values.mean())
+    assert plain["values"] == pytest.approx(values.tolist())
     student = {3: 4.303, 5: 2.776}[len(seeds)]
     assert plain["half_width"] == pytest.approx(student * values.std(ddof=1) / len(seeds) ** 0.5, rel=1e-3)
-    assert "gap" not in plain
-    assert dtr["gap"] == pytest.approx(1 + 0.01 * seeds.mean())
-    assert (dtr["welch"]["said"], dtr["paired"]["said"]) == ("no difference", "higher")
-    spread = (0.01 * seeds).std(ddof=1) / len(seeds) ** 0.5
-    assert dtr["paired"]["half_width"] == pytest.approx(student * spread, rel=1e-3)
-    half = found["min-snr"]["steps"][str(ablations.MARKS[0])]["distance"]
+    assert "to_base" not in plain
+    assert dtr["to_base"]["gap"] == pytest.approx(1 + 0.01 * seeds.mean())
+    same_start = BY_NAME["dtr"].same_start  # another network: it is as of independent runs
+    assert (same_start, dtr["to_base"]["said"]) == (False, "no difference")
+    half = found["min-snr"]["steps"][str(ablations.MARKS[0])]["distance"]["to_base"]
     assert (half["gap"], half["welch"]["said"]) == (50, "higher")
-    assert found["min-snr"]["steps"][str(last)]["distance"]["gap"] == 0
+    assert found["min-snr"]["steps"][str(last)]["distance"]["to_base"]["gap"] == 0
+    paired = found["prior-0"]["steps"][str(last)]["distance"]["to_base"]
+    spread = (0.01 * seeds).std(ddof=1) / len(seeds) ** 0.5
+    assert (BY_NAME["prior-0"].same_start, paired["said"]) == (True, "higher")
+    assert paired["half_width"] == pytest.approx(student * spread, rel=1e-3)
     assert found["base"]["experts"]["trained"]["never"] == list(ablations.SEEDS)
     assert "experts" not in found["dit"]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,7 @@ class MadeUp:
             late = [i for i, member in enumerate(plan.assignment) if member == "small" and i >= plan.steps // 2]
             return 50 - plan.steps + plan.counts.get("small", 0) + 9 * len(late) + 5.0
 
+        self.looks = [*getattr(self, "looks", []), look]
         return {"plans": {key: row(distance(plan)) for key, plan in plans.items()}}
 
 
@@ -85,7 +87,10 @@ def test_a_found_plan_is_held_against_the_best_that_fits_its_budget(tmp_path):
     ledger = Ledger(tmp_path)
     ledger.path("beyond/searched").parent.mkdir(parents=True)
     ledger.path("beyond/searched").write_text(json.dumps({"costs": costs, "results": results}))
-    told = beyond.found(MadeUp(), ledger)["plans"]
+    pair = MadeUp()
+    told = beyond.found(pair, ledger)["plans"]
+    first, again = pair.looks
+    assert again.chunks.start == first.chunks.stop  # rivals are held against on samples that did not choose them
     assert told["found 0.5"]["share"] == pytest.approx(0.34)
     half = told["found 0.5"]
     assert half["to_best_fraction"]["best"] == "fraction 0.56"  # the most of the large member that half the time allows
@@ -100,7 +105,34 @@ def test_a_found_plan_is_held_against_the_best_that_fits_its_budget(tmp_path):
 
 def test_a_task_of_every_part_has_settings_and_a_name_of_its_own(tmp_path):
     tasks = beyond.tasks(tmp_path)
-    assert len({task.name for task in tasks}) == len(tasks) == 9
+    assert len({task.name for task in tasks}) == len(tasks) == 13
     assert len({task.mark for task in tasks}) == len(tasks)
     assert "stitching/fractions" in next(task for task in tasks if task.name == "beyond/found").needs
-    assert stitching.STEPS == 50
+
+
+def test_seams_and_guides_are_judged_by_samples_that_chose_nothing(pair, tmp_path, monkeypatch):
+    for module in (beyond, stitching):
+        monkeypatch.setattr(module, "BATCH", 8)
+    monkeypatch.setattr(beyond, "SHORT", stitching.Look(steps=6, num=16))
+    monkeypatch.setattr(beyond, "CHOSEN_BY", 16)
+    monkeypatch.setattr(beyond, "JUDGED", 32)
+    monkeypatch.setattr(beyond, "GUIDES", (1.5, 3.0))
+    field = replace(fields.digits(tmp_path), classifier_steps=20)
+    field.prepare()
+    both = dict(zip(("small", "large"), pair, strict=True))
+    entries = [
+        Cost(name, mode, cost, 0, 0, 0) for name, cost in (("small", 1.0), ("large", 5.0)) for mode in (False, True)
+    ]
+    costs = {"costs": Costs("CPU", "float32", 1, 8, "ddim", tuple(entries), "").to_data()}
+    ledger = Ledger(tmp_path / "results")
+    ledger.path("stitching/costs").parent.mkdir(parents=True)
+    ledger.path("stitching/costs").write_text(json.dumps(costs))
+    told = beyond.per_sample(stitching.Pair(field, tmp_path / "kept", lambda: both), ledger)
+    assert set(told["fractions"]) == {"0.4", "0.6", "0.8"}
+    assert told["samples"] == 32
+    found = beyond.guided(field, lambda: both, tmp_path / "guided")
+    assert len(found["models"]) == 5
+    assert all(row["distance"]["samples"] == 32 for row in found["models"].values())
+    for kind, best in found["best"].items():
+        mine = {name: row["chosen_by"] for name, row in found["models"].items() if name.startswith(kind)}
+        assert best == min(mine, key=mine.get)

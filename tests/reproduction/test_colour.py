@@ -17,12 +17,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from reproduction.fields import Field
-from reproduction.work import Ledger
 
-from hemstitch import Plan
 from hemstitch.data import Arrays
 from hemstitch.errors import HemstitchError
-from hemstitch.stitch.search.cost import Cost, Costs
 from reproduction import colour, emoji
 
 PER_CATEGORY = 6
@@ -232,34 +229,3 @@ def test_training_pictures_are_judged_with_as_many_of_each_class(field, monkeypa
     monkeypatch.setattr(Field, "scores", lambda self, rows, labels: seen.append(labels) or {})
     colour.prepare(field)
     assert torch.bincount(seen[-1]).tolist() == [5] * 8
-
-
-def test_the_summary_is_of_all_tasks_and_small(tmp_path):
-    ledger = Ledger(tmp_path / "results")
-    number = {"value": 2.0, "error": 0.1, "samples": 10}
-    figures = dict.fromkeys(("distance", "precision", "recall", "accuracy"), number)
-    worse = {**figures, "distance": {**number, "value": 4.0}}
-    tables = {
-        "colour/table/fractions": ["0", "0.5"],
-        "colour/table/fewer steps": ["14 steps, as long as 0.5"],
-    }
-    entries = (Cost("small", False, 1.0, 0, 0, 0), Cost("large", False, 8.0, 0, 0, 0))
-    costs = {"costs": Costs("CPU", "float32", 1, 8, "ddim", entries, "").to_data()}
-    plans = {"0": Plan.steps_each({"large": 25}), "0.5": Plan.steps_each({"small": 13, "large": 12})}
-    plans["14 steps, as long as 0.5"] = Plan.steps_each({"large": 14})
-    for task in colour.tasks(tmp_path):
-        result = costs if task.name == "colour/costs" else {"it": task.name}
-        if task.name.startswith("colour/judged/"):
-            result = worse if "/dit-" in task.name else figures
-        if task.name in tables:
-            said = {key: {"plan": json.loads(plan.to_json()), "draws": [1.9, 2.1]} for key, plan in plans.items()}
-            result = {"plans": {key: {**figures, **said[key]} for key in tables[task.name]}}
-        ledger.path(task.name).parent.mkdir(parents=True, exist_ok=True)
-        ledger.path(task.name).write_text(json.dumps(result))
-    told = colour.summary(ledger)
-    assert told["at_equal_iterations"]["switch_dit against dit"][colour.MARKS[-1]]["ratio"]["mean"] == 0.5
-    assert told["at_equal_iterations"]["dtr against dit"][colour.MARKS[0]]["gap"]["mean"] == -2
-    assert told["fractions_to_fewer_steps"]["0.5"]["fewer"] == "14 steps, as long as 0.5"
-    assert set(told["copies"]) == {"dit", "dtr", "switch_dit"}
-    assert told["table"]["fractions"]["plans"]["0"]["share"] == 1
-    assert told["table"]["fractions"]["plans"]["0.5"]["share"] == pytest.approx((12 * 8 + 13) / 200)

@@ -14,12 +14,15 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from reproduction.fields import Field, told
+from reproduction.fields import Field, draws, told
 from reproduction.work import Ledger, work
 
 from hemstitch import AdaptivePlan, Plan
+from hemstitch.errors import HemstitchError
 from hemstitch.evaluate.score import Score
 from hemstitch.stitch.search.cost import Cost, Costs
+from hemstitch.stitch.search.per_sample import PerSample
+from hemstitch.stitch.search.trunk import Candidate
 from reproduction import (
     PARTS,
     ablations,
@@ -72,7 +75,7 @@ def a_table(self, name, plans, look):
     rows = {}
     for key, plan in plans.items():
         rows[key] = {"plan": json.loads(plan.to_json()), **figures(scores[key].value)}
-        rows[key]["draws"] = scores[key].draws.tolist()
+        rows[key]["draws"] = draws(scores[key])
         if alone is not None:
             rows[key]["to_largest"] = stitching.beside(scores[key], alone)
     return {"look": vars(look), "plans": rows}
@@ -110,6 +113,7 @@ def unet_table(field, pair, ways, num, kept):
     for i, (key, way) in enumerate(ways.items()):
         mine = score(a_way(way), i)
         rows[key] = figures(mine.value) | {"to_largest": stitching.beside(mine, base)}
+        rows[key]["fraction_to_it"] = stitching.beside(base, mine)
     return {"samples": num, "plans": rows}
 
 
@@ -148,15 +152,17 @@ def a_search(field, load, out):
 
 
 def seams(pair, ledger):
-    plan = AdaptivePlan("small", "large", 25, 0.5).to_json()
-    row = {"fixed_distance": 12.0, "distance": 11.5, "gap": -0.5, "gap_half_width": 0.2, "cost": 1.0, "plan": plan}
+    fixed = Candidate(Plan.fractions({"small": 0.4, "large": 0.6}, 25), (True,) * 25)
+    plan = AdaptivePlan("small", "large", 25, 0.5)
+    row = PerSample(fixed, plan, 10.2, 1.01, {"change above": 11.0}, score(11.5, 1), score(12.0)).to_data()
     return {"samples": 1, "fractions": dict.fromkeys(("0.4", "0.6", "0.8"), row)}
 
 
 def guides(field, load, kept):
     names = ["alone", *(f"{kind}, {w:g}" for kind in ("null label", "small member") for w in beyond.GUIDES)]
-    rows = {name: figures(12 + i) | {"draws": score(12 + i).draws.tolist()} for i, name in enumerate(names)}
-    return {"look": {}, "models": rows}
+    best = {"null label": names[1], "small member": names[-1]}
+    held = stitching.beside(score(12, 1), score(13))
+    return {"models": {name: figures(12 + i) for i, name in enumerate(names)}, "best": best, "small_to_null": held}
 
 
 def use(*_):
@@ -171,7 +177,9 @@ def made_up(monkeypatch, tmp_path):
     for module in (choose, switch, stitching, beyond, colour):
         monkeypatch.setattr(module, "train", trained)
         monkeypatch.setattr(module, "at", lambda run, step: stub)
-    monkeypatch.setattr(Field, "prepare", lambda self: {"classifier": "c", "classifier_accuracy": 0.9})
+    field = {"classifier": "c", "classifier_accuracy": 0.9, "held_out": 1000, "reference": "images"}
+    field["training_images"] = figures(0.1)
+    monkeypatch.setattr(Field, "prepare", lambda self: field)
     monkeypatch.setattr(choose, "_judge", lambda *_: figures(50.0))
     monkeypatch.setattr(
         switch, "judge", lambda field, run, mark, kept, seed: family_judged(f"{run}", mark, switch.STEPS, seed)
@@ -179,7 +187,8 @@ def made_up(monkeypatch, tmp_path):
     paces = {
         family: [0.3 * b * (1 + 0.01 * i) for i in range(9)] for family, b in zip(BETTER, (1, 1, 1.2), strict=True)
     }
-    monkeypatch.setattr(switch, "pace", lambda *_: {"seconds_a_step": paces})
+    for module in (switch, colour):
+        monkeypatch.setattr(module, "pace", lambda *_: {"seconds_a_step": paces})
     monkeypatch.setattr(stitching.Pair, "table", a_table)
     monkeypatch.setattr(stitching, "costs", some_costs)
     monkeypatch.setattr(stitching, "seconds", some_seconds)
@@ -204,13 +213,13 @@ def made_up(monkeypatch, tmp_path):
     monkeypatch.setattr(
         ablations,
         "judge",
-        lambda where, variant, run, mark, kept: figures(20 + len(variant.name) + hash_of(run.name) / 50),
+        lambda where, variant, run, mark, kept, seed: figures(20 + len(variant.name) + hash_of(run.name) / 50),
     )
     monkeypatch.setattr(ablations, "experts", use)
     monkeypatch.setattr(emoji, "prepare", lambda folder: {"train": {}, "held": {}})
-    monkeypatch.setattr(colour, "prepare", lambda field: {"classifier": "c"})
+    monkeypatch.setattr(colour, "prepare", lambda _: field)
     monkeypatch.setattr(
-        colour, "judge", lambda field, run, mark, kept: family_judged(run, mark, colour.STEPS, int(str(run)[-1]))
+        colour, "judge", lambda field, run, mark, kept, seed: family_judged(run, mark, colour.STEPS, seed)
     )
     monkeypatch.setattr(
         colour, "copies", lambda *_: {"near_copies": told(score(0.1)), "nearer_learned": told(score(0.6))}
@@ -236,7 +245,7 @@ def test_every_table_and_picture_is_made_of_results_and_has_its_place(made_up, t
     write.write(made_up, tmp_path / "committed", document)
     text = document.read_text()
     places = re.findall(r"<!-- ([^/]*?) -->\n(.*?)<!-- / -->", text, flags=re.S)
-    assert {name for name, _ in places} == {*tables.TABLES, "claims", "took"}
+    assert {name for name, _ in places} == {*tables.TABLES, "claims", "judge", "took"}
     for name, block in places:
         rows = [line for line in block.splitlines() if line]
         assert len(rows) > 2, name
@@ -265,7 +274,57 @@ def test_claims_are_judged_by_rule():
     assert claims.at_no_loss(row, 10.0) == claims.OPEN  # at most 0.4, and 0.3 is nothing
     assert claims.at_no_loss({"gap": 1.0, "half_width": 0.3}, 10.0) == claims.NO
     assert claims.at_no_loss({"gap": -1.0, "half_width": 0.3}, 10.0) == claims.YES
-    assert claims.below("undecided") == claims.OPEN
+    assert [claims.below(said) for said in ("lower", "higher", "no difference")] == [claims.YES, claims.NO, claims.OPEN]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "together"),
+    [
+        ("YY", claims.YES),
+        ("YN", claims.PART),
+        ("YO", claims.PART),
+        ("NN", claims.NO),
+        ("NO", claims.NO),
+        ("OO", claims.OPEN),
+    ],
+)
+def test_several_settings_have_one_verdict(verdicts, together):
+    names = {"Y": claims.YES, "N": claims.NO, "O": claims.OPEN}
+    assert claims.of_all(names[v] for v in verdicts) == together
+
+
+def test_a_seam_for_each_sample_is_no_better_for_taking_longer():
+    row = {"gap": -1.0, "gap_half_width": 0.1, "cost": 1.0}
+    assert claims.seam(row) == claims.YES
+    assert claims.seam(row | {"cost": 1.1}) == claims.OPEN
+    assert claims.seam(row | {"gap": 1.0}) == claims.NO
+    assert claims.seam(row | {"gap": 1.0, "cost": 0.9}) == claims.OPEN
+
+
+def test_the_mix_of_three_is_chosen_by_its_time():
+    def row(times, value, gap):
+        return {
+            "times": times,
+            "distance": {"value": value},
+            "to_largest": {"gap": gap, "half_width": 0.1, "said": "higher"},
+        }
+
+    plans = {
+        "large": row(1, 10, 0),
+        "20:20:60": row(1.5, 10.1, 0.1),
+        "40:40:20": row(2, 12, 2),
+        "60:20:20": row(3, 10, 0),
+    }
+    figures, said = claims.three({"stitching": {"three members": {"plans": plans}}})
+    assert figures.startswith("40:40:20, 2.0×")
+    assert said == claims.NO
+
+
+def test_results_of_tasks_that_are_no_more_are_refused(made_up, tmp_path):
+    (made_up / "results" / "stitching" / "guidance").mkdir(exist_ok=True)
+    (made_up / "results" / "stitching" / "guidance" / "5.json").write_text("{}")
+    with pytest.raises(HemstitchError, match=r"no task makes guidance/5: remove"):
+        write.write(made_up, tmp_path / "committed", DOCUMENT)
 
 
 def test_lists_of_numbers_are_on_one_line_and_nothing_else_is_changed():

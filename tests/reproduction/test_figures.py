@@ -9,50 +9,64 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from reproduction.write import filled
 
-from reproduction import stitching, switch, tables
+from reproduction import families, stitching, tables
+
+MARKS = (1500, 3000, 4200, 6000)
 
 
-def curve(at_end, power=1.0):
-    return {mark: at_end * (switch.STEPS / mark) ** power for mark in switch.MARKS}
+def judged(ends, power=1.0):
+    """Results whose distances fall with the iterations to `ends` of families, by seed."""
+    return {
+        f"{family}-{seed}/{mark}": {
+            figure: {"value": value * (MARKS[-1] / mark) ** power} for figure in families.FIGURES
+        }
+        for family, values in ends.items()
+        for seed, value in enumerate(values)
+        for mark in MARKS
+    }
+
+
+PACES = {"dit": [1.0, 1.0], "dtr": [1.0, 1.0], "switch_dit": [1.25, 1.25]}
 
 
 def test_an_interval_over_three_seeds_is_student_s():
-    told = switch.interval([1.0, 2.0, 3.0])
+    told = families.interval([1.0, 2.0, 3.0])
     assert told["mean"] == 2
     assert told["half_width"] == pytest.approx(4.303 / np.sqrt(3), rel=1e-3)
-    assert switch.interval([1.0])["half_width"] is None
+    assert families.interval([1.0])["half_width"] is None
 
 
 def test_a_gap_is_of_pairs_of_seeds():
-    mine = {seed: curve(10.0 + seed) for seed in switch.SEEDS}
-    other = {seed: curve(12.0 + seed) for seed in switch.SEEDS}
-    told = switch.against(mine, other, switch.STEPS, switch.STEPS)
-    assert told["gap"]["mean"] == pytest.approx(-2)
-    assert told["gap"]["half_width"] == pytest.approx(0, abs=1e-9)
-    assert tables.verdict(told["gap"]) == "better"
-    assert told["unpaired"]["said"] == "no difference"  # seeds spread by more than they differ
+    told = families.gap([10.0, 11.0, 12.5], [12.0, 13.0, 14.0])
+    assert told["gap"] == pytest.approx(-5.5 / 3)
+    assert told["half_width"] == pytest.approx(4.303 * np.std([2, 2, 1.5], ddof=1) / np.sqrt(3), rel=1e-3)
+    assert told["said"] == "lower"
+    assert told["welch"]["said"] == "no difference"  # seeds spread by more than they differ
+    assert families.gap([1.0, 2.0, 3.0], [1.1, 1.8, 3.0])["said"] == "no difference"
+
+
+def test_families_are_compared_at_equal_iterations_and_at_equal_time():
+    ends = {"dit": [12.0, 13.0, 14.0], "dtr": [12.0, 13.0, 14.0], "switch_dit": [10.0, 11.0, 12.0]}
+    told = families.along(judged(ends), MARKS, PACES)
+    assert told["at_equal_iterations"]["switch_dit to dit"][6000]["gap"] == pytest.approx(-2)
+    assert told["at_equal_iterations"]["dtr to dit"][1500]["gap"] == 0
+    assert told["over_seeds"]["distance"]["dit"][3000]["mean"] == pytest.approx(26)
+    # In the time of 6,000 iterations of the DiT, Switch-DiT does 4,800: a third of the way from 4,200 to 6,000.
+    then = [value * (6 / 4.2) ** (2 / 3) for value in ends["switch_dit"]]
+    wanted = np.mean([a - b for a, b in zip(then, ends["dit"], strict=True)])
+    assert told["at_equal_time"]["switch_dit to dit"]["gap"] == pytest.approx(wanted)
+    assert told["sooner"]["switch_dit to dit"]["gap"] == pytest.approx(np.mean([v / 0.7 for v in (10, 11, 12)]) - 13)
+    assert told["share_to_reach"]["switch_dit to dit"][0] == pytest.approx(
+        10 / 12, abs=0.02
+    )  # log-linear between marks
 
 
 def test_between_judged_checkpoints_the_logarithm_is_linear():
-    left, right = switch.MARKS[0], switch.MARKS[1]
-    some = {left: 100.0, right: 25.0, **dict.fromkeys(switch.MARKS[2:], 20.0)}
-    assert switch.value_at(some, (left + right) / 2) == pytest.approx(50)
-    assert switch.reached(some, 50.0) == pytest.approx((left + right) / 2)
-    assert switch.reached(some, 10.0) is None
-
-
-def test_the_share_of_iterations_to_reach_another():
-    slow = {seed: curve(10.0) for seed in switch.SEEDS}
-    fast = {seed: curve(7.0) for seed in switch.SEEDS}
-    assert switch.reaching(fast, slow)["mean"] == pytest.approx(0.7, abs=0.03)
-    assert switch.reaching(slow, fast)["mean"] is None
-
-
-def test_a_verdict_says_no_more_than_its_interval():
-    assert tables.verdict({"mean": -1.0, "half_width": 0.9}) == "better"
-    assert tables.verdict({"mean": -1.0, "half_width": 1.1}) == "undecided"
-    assert tables.verdict({"mean": 1.0, "half_width": 0.9}) == "worse"
-    assert tables.verdict({"mean": 1.0, "half_width": None}) == "one seed"
+    some = {1500: 100.0, 3000: 25.0, 6000: 20.0}
+    assert families.value_at(some, 2250) == pytest.approx(50)
+    assert families.share_to_reach(some, 50.0) == pytest.approx(2250 / 6000)
+    assert families.share_to_reach(some, 10.0) is None
+    assert families.share_to_reach(some, 200.0) == 0.25  # no earlier than the first
 
 
 def test_figures_have_the_digits_that_their_interval_leaves():
@@ -62,12 +76,20 @@ def test_figures_have_the_digits_that_their_interval_leaves():
 
 
 def test_speed_is_a_median_of_ratios_within_a_round():
-    times = {"0": [1.0, 2.0, 4.0], "0.5": [0.6, 1.2, 2.4], "1": [0.2, 0.4, 0.8]}
-    told = stitching.speed(times)
-    assert told["0"] == {"times": 1, "of_ideal": 1}
+    times = {"0": [1.0, 2.0, 4.0], "0.5": [0.6, 1.2, 2.6], "1": [0.2, 0.4, 0.8], "3 steps, as long as 0.5": [0.5, 1, 2]}
+    told = stitching.speed(times, 10)
+    assert told["0"] == {"times": 1, "least": 1, "most": 1, "of_ideal": 1}
     assert told["0.5"]["times"] == pytest.approx(1 / 0.6)
+    assert told["0.5"]["least"] == pytest.approx(4 / 2.6)
     assert told["0.5"]["of_ideal"] == pytest.approx(1)
     assert told["1"]["times"] == pytest.approx(5)
+    assert told["3 steps, as long as 0.5"] == {"times": 2, "least": 2, "most": 2}
+
+
+def test_a_fraction_s_ideal_is_that_of_its_whole_steps():
+    """Of 25 steps .3 is 7, not 7.5."""
+    times = {"0": [1.0], "0.3": [(18 + 7 / 5) / 25], "1": [0.2]}
+    assert stitching.speed(times, 25)["0.3"]["of_ideal"] == pytest.approx(1)
 
 
 def test_orders_and_mixes_have_the_steps_they_say():

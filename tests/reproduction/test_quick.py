@@ -28,7 +28,7 @@ def published():
     plans = {"0": row(10.0), "0.4": row(11.0), "0.8": row(20.0, 2.0)}
     return {
         "switch": {"over_seeds": {"distance": over_seeds}, "field": {"classifier": "c"}},
-        "beyond": {"switch as large": {"plans": plans}},
+        "beyond": {"large/switch_dit-0": {"plans": plans}},
     }
 
 
@@ -43,7 +43,7 @@ def ledger_of(tmp_path, dit, switch, plans):
 
 
 def test_what_is_as_published_lies_inside(tmp_path, published):
-    plans = published["beyond"]["switch as large"]["plans"]
+    plans = published["beyond"]["large/switch_dit-0"]["plans"]
     rows = quick.compared(ledger_of(tmp_path, 42.0, 40.0, plans), published)
     assert len(rows) == 8
     assert all(row.inside for row in rows)

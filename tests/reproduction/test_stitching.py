@@ -65,11 +65,28 @@ def costs(small, large):
     return Costs("CPU", "float32", 1, 8, "ddim", entries, "")
 
 
-@pytest.mark.parametrize(("sampler", "wanted"), [("ddim", 6), ("heun", 6)])
-def test_fewer_steps_take_as_long_as_the_fraction(sampler, wanted):
+@pytest.mark.parametrize(("sampler", "wanted"), [("ddim", 8), ("heun", 9)])
+def test_fewer_steps_take_at_least_as_long_as_the_fraction(sampler, wanted):
+    """DDIM: 5 * 8 + 5 * 4 = 60 is 7.5 steps of 8. Heun, whose last step takes one call: 9 * 8 + 10 * 4 = 112, and 8
+    steps take 15 * 8 = 120, 7 only 104. With the small one at 5.9: 131, and 9 steps take 136."""
+    small = 4.0 if sampler == "ddim" else 5.9
     look = stitching.Look(steps=10, sampler=sampler)
-    found = stitching.shorter(costs(1.0, 9.0), (0.0, 0.5, 1.0), look)  # 5 * 9 + 5 = 50, nearest to 6 * 9
+    found = stitching.shorter(costs(small, 8.0), (0.0, 0.5, 1.0), look)
     assert found == {f"{wanted} steps, as long as 0.5": Plan.steps_each({"large": wanted})}
+
+
+def test_samples_may_begin_further_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(stitching, "BATCH", 8)
+    field = replace(fields.digits(tmp_path), classifier_steps=20)
+    field.prepare()
+    both = members(field)
+    pair, plan = stitching.Pair(field, tmp_path / "kept", lambda: both), Plan.steps_each({"small": 2, "large": 2})
+    told = pair.table("table", {"a": plan}, replace(LOOK, first=8))["plans"]["a"]
+    seeds, labels = [(stitching.SEED, i) for i in range(8, 24)], torch.arange(8, 24) % 10
+    x = hs.generate(hs.Stitched(both, plan), labels, seeds=seeds, guidance=2.0, steps=4)
+    wanted = field.scores(field.rows(x), labels)
+    assert told["distance"]["value"] == pytest.approx(wanted["distance"].value, rel=1e-4)
+    assert told["accuracy"]["value"] == wanted["accuracy"].value
 
 
 def test_fractions_are_held_against_fewer_steps_of_the_same_time():

@@ -143,10 +143,10 @@ def test_a_table_holds_ways_against_others_of_the_same_noise(field, pair, tmp_pa
     value = {key: row["distance"]["value"] for key, row in told.items()}
     assert told["0"]["to_largest"] == {"gap": 0.0, "half_width": 0.0, "said": "no difference"}
     assert told["0.4"]["to_largest"]["gap"] == pytest.approx(value["0.4"] - value["0"])
-    assert "to_fraction" not in told["0.4"]
+    assert "fraction_to_it" not in told["0.4"]
     fraction = unets.table(field, pair, {"0.6": Way(5, 3)}, 40, tmp_path)["plans"]["0.6"]["distance"]["value"]
     fewer = told["3 steps, as long as 0.6"]
-    assert fewer["to_fraction"]["gap"] == pytest.approx(fewer["distance"]["value"] - fraction)
+    assert fewer["fraction_to_it"]["gap"] == pytest.approx(fraction - fewer["distance"]["value"])
     assert (fewer["steps"], fewer["small"]) == (3, 0)
 
 
@@ -179,13 +179,13 @@ def test_rounds_of_timing_are_kept(pair, tmp_path, monkeypatch):
 
 def test_fewer_steps_take_as_long_by_ratios_within_a_round():
     """The second round is ten times as slow, for all."""
-    times = {"0": [2.0, 20.0, 2.0], "0.3": [1.7, 17.0, 1.7], "0.5": [1.4, 14.0, 1.4]}
-    found = unets.as_long(times | {"0.7": [0.001, 0.01, 0.001]})
-    assert list(found.values()) == [Way(round(0.85 * 50)), Way(35), Way(1)]
-    assert unets.fraction_of(list(found)[1]) == "0.5"
+    times = {"0": [2.0, 20.0, 2.0], "0.2": [1.7, 17.0, 1.7], "0.4": [1.4, 14.0, 1.4], "0.6": [1.3, 13.0, 1.3]}
+    found = unets.as_long(times | {"0.8": [0.001, 0.01, 0.001]})
+    assert list(found.values()) == [Way(43), Way(35), Way(33), Way(1)]  # 42.5 and 32.5 are rounded up
+    assert unets.fraction_of(list(found)[1]) == "0.4"
     told = unets.timed(times)
-    assert told["0.5"]["milliseconds_per_image"] == {"median": 1400.0, "least": 1400.0, "most": 14000.0}
-    assert told["0.5"]["times_as_fast"]["most"] == pytest.approx(2 / 1.4)
+    assert told["0.4"]["milliseconds_per_image"] == {"median": 1400.0, "least": 1400.0, "most": 14000.0}
+    assert told["0.4"]["times_as_fast"]["most"] == pytest.approx(2 / 1.4)
 
 
 def test_tasks_need_what_tasks_make(tmp_path):
@@ -202,7 +202,7 @@ def test_the_summary_joins_times_to_plans_and_is_of_all_results(tmp_path):
         "trained/large": {"parameters": 9},
         "fractions": {"plans": {"0": {}, "0.5": {}}},
         "time": {"seconds_per_image": times},
-        "fewer steps": {"plans": {"30 steps, as long as 0.4": {}}},
+        "fewer steps": {"plans": {"30 steps, as long as 0.4": {"fraction_to_it": {"gap": 1.0}}}},
     }
     for name, result in results.items():
         work([Task(f"unets/{name}", lambda result=result: result)], ledger, lambda text: None)
@@ -215,3 +215,4 @@ def test_the_summary_joins_times_to_plans_and_is_of_all_results(tmp_path):
     assert told["fewer steps"]["plans"]["30 steps, as long as 0.4"]["milliseconds_per_image"]["most"] == 2000
     assert told["time"]["speed"]["0.5"]["of_ideal"] == pytest.approx(1.25)
     assert told["trained/small"]["parameters"] == 3
+    assert told["fractions to fewer steps"] == {"0.4": {"fewer": "30 steps, as long as 0.4", "gap": 1.0}}
