@@ -368,6 +368,7 @@ TABLES: dict[str, tuple[str, Callable[[Summary], str]]] = {
     "guides": ("beyond", guides),
     "ablations": ("ablations", ablations),
     "colour curve": ("colour", family_curve),
+    "colour claims": ("colour", family_claims),
     "colour figures": ("colour", family_figures),
     "colour fractions": ("colour", fractions),
 }
