@@ -105,7 +105,8 @@ def tasks(folder: Path) -> list[Task]:
 
     def task(name: str, do: Callable[[], Result], small: str, large: str, *also: str, of: object = None) -> Task:
         needs = ("switch/field", made_by[small], made_by[large], *also)
-        return Task(f"beyond/{name}", do, needs, (recipes[small].hash, recipes[large].hash, SEED, BATCH, of))
+        common = (field.settings, recipes[small].hash, recipes[large].hash, SEED, BATCH)
+        return Task(f"beyond/{name}", do, needs, (*common, of))
 
     def table(name: str, small: str, large: str) -> Task:
         plans, kept_in = fractions(FIFTHS, SHORT.steps), name.replace("/", "-")

@@ -166,7 +166,7 @@ def tasks(folder: Path) -> list[Task]:
     ledger, hashes = Ledger(folder / "results"), {name: recipe.hash for name, recipe in recipes.items()}
 
     def add(name: str, do: Callable[[], Result], *also: str, of: object = None) -> None:
-        found.append(Task(f"stitching/{name}", do, (*needs, *also), (hashes, SEED, BATCH, of)))
+        found.append(Task(f"stitching/{name}", do, (*needs, *also), (field.settings, hashes, SEED, BATCH, of)))
 
     def as_long(values: Sequence[float], look: Look) -> dict[str, Plan]:
         return shorter(Costs.from_data(ledger["stitching/costs"]["costs"]), values, look)
