@@ -6,6 +6,7 @@ the same time by it (`choose`). Gates and masks see the same timesteps either wa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hemstitch.models.config import Family
 from hemstitch.recipe import Recipe
 
 from .families import FAMILIES, FIGURES, PAIRS, SEEDS, along, gap, interval, pace, recipes
-from .fields import BATCH, Field, classes, fashion, sampled_rows, told
+from .fields import BATCH, Field, classes, fashion, judged, sampled_rows, told
 from .networks import at, train, transformer
 from .work import Ledger, Result, Task
 
@@ -22,6 +23,7 @@ STEPS = 6000
 MARKS = (1500, 3000, 4200, 6000)  # where along training samples are judged; 4,200 is 70 % of all
 LOOK: dict[str, Any] = {"sampler": "ddim", "steps": 25}
 NUM, FIRST, SAMPLING_SEED = 10_000, 5_000, 1000  # samples at the end; along training, and at the end beside them
+GUIDANCE, GUIDED = 1.5, 2_500  # as the papers evaluate, at the end; samples
 
 
 def recipe(field: Field, family: Family, seed: int, steps: int = STEPS) -> Recipe:
@@ -42,6 +44,10 @@ def tasks(folder: Path) -> list[Task]:
                 do = partial(judge, field, runs / mine.name, mark, folder / "features" / name, seed)
                 of = (field.settings, mine.hash, mark, LOOK, NUM, FIRST, SAMPLING_SEED + seed)
                 found.append(Task(name, do, ("switch/field", trained), of))
+            name = f"switch/guided/{family}-{seed}"
+            do = partial(guided, field, runs / mine.name, folder / "features" / name, seed)
+            of = (field.settings, mine.hash, LOOK, GUIDANCE, GUIDED, SAMPLING_SEED + seed)
+            found.append(Task(name, do, ("switch/field", trained), of))
     paced = recipes(lambda family: transformer(field, f"pace-{family}", family, steps=1000, log_every=1))
     hashes = {family: one.hash for family, one in paced.items()}
     found.append(Task("switch/pace", partial(pace, paced, folder / "pace"), of=hashes))
@@ -61,16 +67,18 @@ def judge(field: Field, run: Path, mark: int, kept: Path, seed: int) -> Result:
     return result
 
 
+def guided(field: Field, run: Path, kept: Path, seed: int) -> Result:
+    """Samples of a run's last averaged weights under guidance."""
+    scores = judged(field, at(run, STEPS), GUIDED, kept, SAMPLING_SEED + seed, LOOK | {"guidance": GUIDANCE})
+    return {name: told(score) for name, score in scores.items()}
+
+
 def summary(ledger: Ledger) -> dict[str, Any]:
     """Every judged checkpoint, and families beside one another (`families.along`); at the end of all samples."""
-    judged, paces = ledger.all("switch/judged"), ledger["switch/pace"]
-    ends = {
-        figure: {
-            family: [judged[f"{family}-{seed}/{STEPS}"]["all"][figure]["value"] for seed in SEEDS]
-            for family in FAMILIES
-        }
-        for figure in FIGURES
-    }
+    results, paces = ledger.all("switch/judged"), ledger["switch/pace"]
+    with_guidance = ledger.all("switch/guided")
+    ends = by_family({run: results[f"{run}/{STEPS}"]["all"] for run in with_guidance})
+    guided_ends = by_family(with_guidance)
     return {
         "sampling": {
             "look": LOOK,
@@ -80,9 +88,31 @@ def summary(ledger: Ledger) -> dict[str, Any]:
         },
         "field": ledger["switch/field"],
         "trained": ledger.all("switch/trained"),
-        "judged": judged,
+        "judged": results,
+        "guided": with_guidance,
         "pace": paces,
-        **along(judged, MARKS, paces["seconds_a_step"]),
-        "end": {figure: {family: interval(of) for family, of in by.items()} for figure, by in ends.items()},
-        "at_the_end": {f"{a} to {b}": gap(ends["distance"][a], ends["distance"][b]) for a, b in PAIRS},
+        **along(results, MARKS, paces["seconds_a_step"]),
+        "end": over_seeds(ends),
+        "at_the_end": gaps(ends),
+        "guided_end": over_seeds(guided_ends),
+        "under_guidance": gaps(guided_ends),
     }
+
+
+By = dict[str, dict[str, list[float]]]  # figure, family: values by seed
+
+
+def by_family(results: Mapping[str, Any]) -> By:
+    """results: by "family-seed"."""
+    return {
+        figure: {family: [results[f"{family}-{seed}"][figure]["value"] for seed in SEEDS] for family in FAMILIES}
+        for figure in FIGURES
+    }
+
+
+def over_seeds(ends: By) -> dict[str, Any]:
+    return {figure: {family: interval(values) for family, values in by.items()} for figure, by in ends.items()}
+
+
+def gaps(ends: By) -> dict[str, Any]:
+    return {f"{a} to {b}": gap(ends["distance"][a], ends["distance"][b]) for a, b in PAIRS}

@@ -9,6 +9,8 @@ from typing import Any
 
 from hemstitch.evaluate.score import NORMAL_95
 
+from .families import FIGURES
+
 Summary = Mapping[str, Any]
 FAMILY = {"dit": "DiT", "dtr": "DTR", "switch_dit": "Switch-DiT"}
 SAID = {"lower": "better", "higher": "worse", "no difference": "undecided"}
@@ -74,7 +76,7 @@ def judge(read: Mapping[str, Summary]) -> str:
         if part in read:
             field = read[part]["results"]["field"] if part == "ablations" else read[part]["field"]
             right = f"{100 * field['classifier_accuracy']:.1f} % of {field['held_out']:,}"
-            real = [of(field["training_images"][figure]) for figure in ("distance", "precision", "recall", "accuracy")]
+            real = [of(field["training_images"][figure]) for figure in FIGURES]
             rows.append([PARTS[part], field["reference"], right, *real])
     head = ["part", "reference", "classifier right", "images learned from: distance", "precision", "recall"]
     return table([*head, "class accuracy"], rows)
@@ -130,12 +132,24 @@ def family_figures(summary: Summary) -> str:
 def family_end(summary: Summary) -> str:
     rows = []
     for family, name in FAMILY.items():
-        cells = [over(summary["end"][figure][family]) for figure in ("distance", "precision", "recall", "accuracy")]
+        cells = [over(summary["end"][figure][family]) for figure in FIGURES]
         trained = next(v for k, v in summary["trained"].items() if k.startswith(f"{family}-"))
         cost = summary["seconds_a_step_to_dit"][family]
         rows.append([name, f"{trained['parameters'] / 1e6:.2f} M", f"{cost:.2f}", *cells])
     head = ["", "parameters", "time per step, to DiT's", "distance", "precision", "recall", "class accuracy"]
     return table(head, rows)
+
+
+def family_guided(summary: Summary) -> str:
+    rows = []
+    for family, name in FAMILY.items():
+        figures = [over(summary["guided_end"][figure][family]) for figure in FIGURES]
+        rows.append([name, *figures, *[""] * 2])
+    for pair, row in summary["under_guidance"].items():
+        rows.append(
+            [named(pair), f"{gap(row)}", "", "", "", f"× {over(row['ratio'])}", f"± {row['welch']['half_width']:.2g}"]
+        )
+    return table(["", "distance", "precision", "recall", "class accuracy", "ratio", "as independent runs"], rows)
 
 
 def family_claims(summary: Summary) -> str:
@@ -290,7 +304,7 @@ def guides(summary: Summary) -> str:
     for name, row in models.items():
         kind = name.partition(",")[0]
         cost = f"{time[kind]:.2f}" if kind in time else "1.00"
-        figures = [of(row[figure]) for figure in ("distance", "precision", "recall", "accuracy")]
+        figures = [of(row[figure]) for figure in FIGURES]
         rows.append([name, cost, *figures])
     return table(["guide, scale", "time of a step", "distance", "precision", "recall", "class accuracy"], rows)
 
@@ -353,6 +367,7 @@ TABLES: dict[str, tuple[str, Callable[[Summary], str]]] = {
     "families curve": ("switch", family_curve),
     "families end": ("switch", family_end),
     "families claims": ("switch", family_claims),
+    "families guided": ("switch", family_guided),
     "fractions": ("stitching", fractions),
     "orders": ("stitching", plans(lambda s: s["orders"], "order")),
     "three members": ("stitching", mixes),

@@ -184,6 +184,9 @@ def made_up(monkeypatch, tmp_path):
     monkeypatch.setattr(
         switch, "judge", lambda field, run, mark, kept, seed: family_judged(f"{run}", mark, switch.STEPS, seed)
     )
+    monkeypatch.setattr(
+        switch, "guided", lambda field, run, kept, seed: family_judged(f"{run}", switch.STEPS, switch.STEPS, seed)
+    )
     paces = {
         family: [0.3 * b * (1 + 0.01 * i) for i in range(9)] for family, b in zip(BETTER, (1, 1, 1.2), strict=True)
     }
