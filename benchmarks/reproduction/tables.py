@@ -23,6 +23,7 @@ PARTS = {
     "beyond": "C, together and beyond",
     "ablations": "D, ablations",
     "colour": "E, colour",
+    "attempts": "F, attempts",
 }
 
 
@@ -170,6 +171,23 @@ def named(pair: str) -> str:
     for family, name in sorted(FAMILY.items(), key=lambda item: -len(item[0])):
         pair = pair.replace(family, name)
     return pair
+
+
+def attempts(read: Mapping[str, Summary]) -> str:
+    """Beside part A at the same marks."""
+    rows = []
+    if "switch" in read:
+        ours = read["switch"]
+        for mark in sorted(ours["over_seeds"]["distance"]["dit"], key=int):
+            pair = [over(ours["over_seeds"]["distance"][family][mark]) for family in ("dit", "switch_dit")]
+            row = ours["at_equal_iterations"]["switch_dit to dit"][mark]
+            rows.append(["part A", f"{int(mark):,}", *pair, gap(row), f"× {over(row['ratio'])}"])
+    for attempt in read["attempts"]["attempts"].values():
+        for mark, found in attempt["marks"].items():
+            pair = [over(found["distance"][family]) for family in ("dit", "switch_dit")]
+            row = found["gap"]
+            rows.append([attempt["differs"], f"{int(mark):,}", *pair, gap(row), f"× {over(row['ratio'])}"])
+    return table(["", "iterations", "DiT", "Switch-DiT", "Switch-DiT to DiT", "ratio"], rows)
 
 
 # B

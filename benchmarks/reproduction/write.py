@@ -48,6 +48,7 @@ def refresh(results: Path = RESULTS, document: Path = DOCUMENT) -> None:
         part: json.loads(path.read_text()) for part in PARTS if (path := results / f"reproduction-{part}.json").exists()
     }
     made = {name: make(read[part]) for name, (part, make) in tables.TABLES.items() if part in read}
+    made |= {"attempts": tables.attempts(read)} if "attempts" in read else {}
     made |= {"claims": claims.table(read), "judge": tables.judge(read), "took": tables.took(read)}
     write_text(document, filled(document.read_text(), made))
     for name, (part, draw) in pictures.PICTURES.items():

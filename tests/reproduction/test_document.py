@@ -26,6 +26,7 @@ from hemstitch.stitch.search.trunk import Candidate
 from reproduction import (
     PARTS,
     ablations,
+    attempts,
     beyond,
     choose,
     claims,
@@ -174,7 +175,7 @@ def use(*_):
 def made_up(monkeypatch, tmp_path):
     """A ledger with results of all tasks, whose heavy work is replaced."""
     stub = SimpleNamespace(spec=SimpleNamespace(num_classes=10))
-    for module in (choose, switch, stitching, beyond, colour):
+    for module in (choose, switch, stitching, beyond, colour, attempts):
         monkeypatch.setattr(module, "train", trained)
         monkeypatch.setattr(module, "at", lambda run, step: stub)
     field = {"classifier": "c", "classifier_accuracy": 0.9, "held_out": 1000, "reference": "images"}
@@ -183,6 +184,9 @@ def made_up(monkeypatch, tmp_path):
     monkeypatch.setattr(choose, "_judge", lambda *_: figures(50.0))
     monkeypatch.setattr(
         switch, "judge", lambda field, run, mark, kept, seed: family_judged(f"{run}", mark, switch.STEPS, seed)
+    )
+    monkeypatch.setattr(
+        attempts, "judge", lambda field, run, mark, kept, seed: family_judged(f"{run}", mark, 3000, seed)
     )
     monkeypatch.setattr(
         switch, "guided", lambda field, run, kept, seed: family_judged(f"{run}", switch.STEPS, switch.STEPS, seed)
@@ -248,7 +252,7 @@ def test_every_table_and_picture_is_made_of_results_and_has_its_place(made_up, t
     write.write(made_up, tmp_path / "committed", document)
     text = document.read_text()
     places = re.findall(r"<!-- ([^/]*?) -->\n(.*?)<!-- / -->", text, flags=re.S)
-    assert {name for name, _ in places} == {*tables.TABLES, "claims", "judge", "took"}
+    assert {name for name, _ in places} == {*tables.TABLES, "attempts", "claims", "judge", "took"}
     for name, block in places:
         rows = [line for line in block.splitlines() if line]
         assert len(rows) > 2, name
