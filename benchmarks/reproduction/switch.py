@@ -13,11 +13,13 @@ from typing import Any
 
 from hemstitch.models.config import Family
 from hemstitch.recipe import Recipe
+from hemstitch.run import Run
+from hemstitch.train.fit import fit
 
 from .families import FAMILIES, FIGURES, PAIRS, SEEDS, along, gap, interval, pace, recipes
 from .fields import BATCH, Field, classes, fashion, judged, sampled_rows, told
 from .networks import at, train, transformer
-from .work import Ledger, Result, Task
+from .work import Ledger, Result, Stopped, Task
 
 STEPS = 6000
 MARKS = (1500, 3000, 4200, 6000)  # where along training samples are judged; 4,200 is 70 % of all
@@ -48,10 +50,27 @@ def tasks(folder: Path) -> list[Task]:
             do = partial(guided, field, runs / mine.name, folder / "features" / name, seed)
             of = (field.settings, mine.hash, LOOK, GUIDANCE, GUIDED, SAMPLING_SEED + seed)
             found.append(Task(name, do, ("switch/field", trained), of))
+    for family in FAMILIES:
+        mine, name = recipe(field, family, 0), f"switch/again/{family}"
+        do = partial(again, mine, runs / mine.name, folder / "again" / family)
+        found.append(Task(name, do, (f"switch/trained/{family}-0",), mine.hash))
     paced = recipes(lambda family: transformer(field, f"pace-{family}", family, steps=1000, log_every=1))
     hashes = {family: one.hash for family, one in paced.items()}
     found.append(Task("switch/pace", partial(pace, paced, folder / "pace"), of=hashes))
     return found
+
+
+def again(mine: Recipe, run: Path, out: Path) -> Result:
+    """Train to the first checkpoint once more: how far its averaged weights are from those that a run had there, which
+    may have been trained in many sittings, by other commits."""
+    for progress in fit(mine, out, resume=Run(out).exists, device="cpu"):
+        if progress.stopped:
+            raise Stopped
+        if progress.saved:
+            break
+    step = mine.train.checkpoint_every
+    theirs, ours = (at(folder, step).net.state_dict() for folder in (run, out))
+    return {"iterations": step, "difference": max(float((theirs[k] - ours[k]).abs().max()) for k in theirs)}
 
 
 def judge(field: Field, run: Path, mark: int, kept: Path, seed: int) -> Result:
@@ -91,6 +110,7 @@ def summary(ledger: Ledger) -> dict[str, Any]:
         "judged": results,
         "guided": with_guidance,
         "pace": paces,
+        "again": ledger.all("switch/again"),
         **along(results, MARKS, paces["seconds_a_step"]),
         "end": over_seeds(ends),
         "at_the_end": gaps(ends),

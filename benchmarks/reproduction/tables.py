@@ -136,9 +136,11 @@ def family_end(summary: Summary) -> str:
         cells = [over(summary["end"][figure][family]) for figure in FIGURES]
         trained = next(v for k, v in summary["trained"].items() if k.startswith(f"{family}-"))
         cost = summary["seconds_a_step_to_dit"][family]
-        rows.append([name, f"{trained['parameters'] / 1e6:.2f} M", f"{cost:.2f}", *cells])
+        once = summary["again"][family]
+        same = "bit for bit" if once["difference"] == 0 else f"within {once['difference']:.1g}"
+        rows.append([name, f"{trained['parameters'] / 1e6:.2f} M", f"{cost:.2f}", *cells, same])
     head = ["", "parameters", "time per step, to DiT's", "distance", "precision", "recall", "class accuracy"]
-    return table(head, rows)
+    return table([*head, "trained again"], rows)
 
 
 def family_guided(summary: Summary) -> str:

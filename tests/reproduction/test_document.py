@@ -188,6 +188,7 @@ def made_up(monkeypatch, tmp_path):
     monkeypatch.setattr(
         attempts, "judge", lambda field, run, mark, kept, seed: family_judged(f"{run}", mark, 3000, seed)
     )
+    monkeypatch.setattr(switch, "again", lambda *_: {"iterations": 300, "difference": 0.0})
     monkeypatch.setattr(
         switch, "guided", lambda field, run, kept, seed: family_judged(f"{run}", switch.STEPS, switch.STEPS, seed)
     )

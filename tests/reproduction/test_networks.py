@@ -12,7 +12,7 @@ from reproduction.work import Stopped
 
 import hemstitch as hs
 from hemstitch.errors import HemstitchError
-from reproduction import fields, networks
+from reproduction import fields, networks, switch
 
 
 @pytest.fixture
@@ -97,3 +97,10 @@ def test_samples_kept_are_the_samples_drawn(recipe, tmp_path):
     assert torch.equal(again, rows)
     scores = field.scores(rows, fields.classes(num))
     assert set(scores) == {"distance", "precision", "recall", "accuracy"}
+
+
+def test_training_again_tells_how_far_the_weights_are(recipe, tmp_path):
+    networks.train(recipe, tmp_path / "run")
+    assert switch.again(recipe, tmp_path / "run", tmp_path / "again") == {"iterations": 2, "difference": 0.0}
+    other = replace(recipe, train=replace(recipe.train, seed=1))
+    assert switch.again(other, tmp_path / "run", tmp_path / "other")["difference"] > 0
