@@ -1,7 +1,6 @@
 """What each ablation of Switch-DiT changes, and the arithmetic of their summary. A few training steps at most."""
 
 import json
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -9,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from reproduction.ablations import BASE, VARIANTS, LabelGates, Renormalised, Skipless
 from reproduction.fields import digits
 from reproduction.work import Ledger
+from safetensors.torch import load_file
 
 from hemstitch import models
 from hemstitch.evaluate.score import Score

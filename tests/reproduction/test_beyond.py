@@ -1,16 +1,10 @@
 """What goes beyond the papers: guidance by a worse model, and what a found plan is held against. Nothing is trained."""
 
 import json
-import sys
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from reproduction.work import Ledger
 
 import hemstitch as hs
@@ -19,7 +13,7 @@ from hemstitch.denoiser import NetDenoiser
 from hemstitch.models import build
 from hemstitch.process import Process
 from hemstitch.stitch.search.cost import Cost, Costs
-from reproduction import beyond, fields, networks, stitching
+from reproduction import beyond, networks, stitching
 
 
 def network(field, seed, schedule="cosine"):
@@ -31,8 +25,7 @@ def network(field, seed, schedule="cosine"):
 
 
 @pytest.fixture
-def pair(tmp_path):
-    field = fields.digits(tmp_path)
+def pair(field):
     return network(field, 0), network(field, 1)
 
 
@@ -57,9 +50,9 @@ def test_a_guide_at_scale_one_samples_as_the_model_alone(pair):
     torch.testing.assert_close(alone, guided)
 
 
-def test_a_guide_is_of_the_same_process(pair, tmp_path):
+def test_a_guide_is_of_the_same_process(pair, field):
     with pytest.raises(hs.HemstitchError, match="one process"):
-        beyond.Autoguided(pair[0], network(fields.digits(tmp_path), 1, "linear"), 2.0)
+        beyond.Autoguided(pair[0], network(field, 1, "linear"), 2.0)
 
 
 def row(distance, spread=1.0):
@@ -110,15 +103,13 @@ def test_a_task_of_every_part_has_settings_and_a_name_of_its_own(tmp_path):
     assert "stitching/fractions" in next(task for task in tasks if task.name == "beyond/found").needs
 
 
-def test_seams_and_guides_are_judged_by_samples_that_chose_nothing(pair, tmp_path, monkeypatch):
+def test_seams_and_guides_are_judged_by_samples_that_chose_nothing(pair, field, tmp_path, monkeypatch):
     for module in (beyond, stitching):
         monkeypatch.setattr(module, "BATCH", 8)
     monkeypatch.setattr(beyond, "SHORT", stitching.Look(steps=6, num=16))
     monkeypatch.setattr(beyond, "CHOSEN_BY", 16)
     monkeypatch.setattr(beyond, "JUDGED", 32)
     monkeypatch.setattr(beyond, "GUIDES", (1.5, 3.0))
-    field = replace(fields.digits(tmp_path), classifier_steps=20)
-    field.prepare()
     both = dict(zip(("small", "large"), pair, strict=True))
     entries = [
         Cost(name, mode, cost, 0, 0, 0) for name, cost in (("small", 1.0), ("large", 5.0)) for mode in (False, True)

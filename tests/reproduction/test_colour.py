@@ -6,7 +6,6 @@ Packages here are made up: a few characters, drawn as coloured squares.
 import io
 import json
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -14,8 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from reproduction.fields import Field
 
 from hemstitch.data import Arrays

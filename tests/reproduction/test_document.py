@@ -11,9 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from reproduction.fields import Field, draws, told
 from reproduction.work import Ledger, work
 

@@ -1,12 +1,7 @@
 """The arithmetic behind the document: curves, intervals, verdicts, and tables that land in their place."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from reproduction.write import filled
 
 from reproduction import families, stitching, tables

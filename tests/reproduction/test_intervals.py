@@ -1,31 +1,18 @@
 """Table 6 and figure 2 of the reproduction: what is fine-tuned on what, and the arithmetic. On 8x8 digits."""
 
 import json
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from reproduction.fields import digits
 from reproduction.intervals import PLANS
 
 import hemstitch as hs
-from hemstitch.evaluate.classifier import train_classifier
 from hemstitch.run import Run
 from reproduction import intervals, networks
 
 RATE = 0.03
-
-
-@pytest.fixture(scope="module")
-def field(tmp_path_factory):
-    made = digits(tmp_path_factory.mktemp("field"))
-    train_classifier(made.data(), made.test(), steps=5).save(made.classifier_path)
-    return made
 
 
 @pytest.fixture(scope="module")

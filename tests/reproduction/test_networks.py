@@ -1,13 +1,9 @@
 """Training as a task: stopped anywhere, it goes on to the same end. Tiny networks on digits."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from reproduction.work import Stopped
 
 import hemstitch as hs
@@ -16,8 +12,7 @@ from reproduction import fields, networks, switch
 
 
 @pytest.fixture
-def recipe(tmp_path):
-    field = fields.digits(tmp_path)
+def recipe(field):
     return networks.transformer(
         field, "tiny", width=8, depth=1, heads=2, batch=8, steps=6, checkpoint_every=2, log_every=1
     )
@@ -82,10 +77,8 @@ def test_weights_of_every_checkpoint_are_there(recipe, tmp_path):
     assert torch.equal(states[2]["final_layer.linear.weight"], weights(tmp_path / "run")["final_layer.linear.weight"])
 
 
-def test_samples_kept_are_the_samples_drawn(recipe, tmp_path):
+def test_samples_kept_are_the_samples_drawn(recipe, field, tmp_path):
     """Rows are those of one call, however often they were broken off; and a table of two plans shares what it can."""
-    field = replace(fields.digits(tmp_path), classifier_steps=20)
-    field.prepare()
     networks.train(recipe, tmp_path / "run")
     model, num = hs.load(tmp_path / "run"), fields.BATCH + 5
     look = {"steps": 3, "sampler": "ddim", "guidance": 1.0}

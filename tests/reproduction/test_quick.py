@@ -1,13 +1,8 @@
 """The brief reproduction: what is held against what."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from reproduction.work import Ledger
 
 from hemstitch.errors import HemstitchError

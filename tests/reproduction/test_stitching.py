@@ -1,14 +1,10 @@
 """Tables of plans: what is sampled, what is kept, what is held against what. Untrained networks on digits."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import hemstitch as hs
 from hemstitch import Plan
@@ -33,10 +29,8 @@ def members(field):
     return found
 
 
-def test_a_table_is_of_what_generate_samples_and_nothing_is_sampled_twice(tmp_path, monkeypatch):
+def test_a_table_is_of_what_generate_samples_and_nothing_is_sampled_twice(field, tmp_path, monkeypatch):
     monkeypatch.setattr(stitching, "BATCH", 8)
-    field = replace(fields.digits(tmp_path), classifier_steps=20)
-    field.prepare()
     both = members(field)
     pair = stitching.Pair(field, tmp_path / "kept", lambda: both)
     plans = {"0": Plan.steps_each({"large": 4}), "0.5": Plan.steps_each({"small": 2, "large": 2})}
@@ -75,10 +69,8 @@ def test_fewer_steps_take_at_least_as_long_as_the_fraction(sampler, wanted):
     assert found == {f"{wanted} steps, as long as 0.5": Plan.steps_each({"large": wanted})}
 
 
-def test_samples_may_begin_further_on(tmp_path, monkeypatch):
+def test_samples_may_begin_further_on(field, tmp_path, monkeypatch):
     monkeypatch.setattr(stitching, "BATCH", 8)
-    field = replace(fields.digits(tmp_path), classifier_steps=20)
-    field.prepare()
     both = members(field)
     pair, plan = stitching.Pair(field, tmp_path / "kept", lambda: both), Plan.steps_each({"small": 2, "large": 2})
     told = pair.table("table", {"a": plan}, replace(LOOK, first=8))["plans"]["a"]

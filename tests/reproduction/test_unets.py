@@ -3,33 +3,20 @@
 import os
 import shutil
 import signal
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
-from reproduction.fields import digits
 from reproduction.unets import Member, Trainee, Way
 from reproduction.work import Ledger, Stopped, Task, work
+from safetensors.torch import load_file
 
 from hemstitch.bridge import stitched
 from hemstitch.errors import HemstitchError
-from hemstitch.evaluate.classifier import train_classifier
 from reproduction import unets
 
 TINY = Member((8, 16), layers=1, steps=6, batch=4, save_every=100)
-
-
-@pytest.fixture(scope="module")
-def field(tmp_path_factory):
-    made = digits(tmp_path_factory.mktemp("field"))
-    train_classifier(made.data(), made.test(), steps=5).save(made.classifier_path)
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,9 @@
 
 import json
 import multiprocessing
-import sys
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from reproduction.work import Ledger, Stopped, Task, with_needs, work
 
 from hemstitch.errors import HemstitchError
