@@ -8,9 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reproduction.ablations import BASE, VARIANTS, LabelGates, Renormalised, Skipless
-from reproduction.fields import digits
-from reproduction.work import Ledger
 from safetensors.torch import load_file
 
 from hemstitch import models
@@ -19,6 +16,9 @@ from hemstitch.models import DiT, NetConfig, SwitchDiT, build
 from hemstitch.models.switch_dit import jensen_shannon
 from hemstitch.process import Process
 from reproduction import ablations, networks
+from reproduction.ablations import BASE, VARIANTS, LabelGates, Renormalised, Skipless
+from reproduction.fields import digits
+from reproduction.work import Ledger
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 CONFIG = NetConfig("switch_dit", 8, 1, 2, 16, 3, 2, num_classes=10, learned_variance=False)

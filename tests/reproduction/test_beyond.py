@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from reproduction.work import Ledger
 
 import hemstitch as hs
 from hemstitch import Plan
@@ -14,6 +13,7 @@ from hemstitch.models import build
 from hemstitch.process import Process
 from hemstitch.stitch.search.cost import Cost, Costs
 from reproduction import beyond, networks, stitching
+from reproduction.work import Ledger
 
 
 def network(field, seed, schedule="cosine"):

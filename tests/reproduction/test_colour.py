@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reproduction.fields import Field
 
 from hemstitch.data import Arrays
 from hemstitch.errors import HemstitchError
 from reproduction import colour, emoji
+from reproduction.fields import Field
 
 PER_CATEGORY = 6
 

@@ -11,8 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from reproduction.fields import Field, draws, told
-from reproduction.work import Ledger, work
 
 from hemstitch import AdaptivePlan, Plan
 from hemstitch.errors import HemstitchError
@@ -37,6 +35,8 @@ from reproduction import (
     unets,
     write,
 )
+from reproduction.fields import Field, draws, told
+from reproduction.work import Ledger, work
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reproduction.md"
 BETTER = {"dit": 1.0, "dtr": 0.95, "switch_dit": 0.85}

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from reproduction.write import filled
 
 from reproduction import families, stitching, tables
+from reproduction.write import filled
 
 MARKS = (1500, 3000, 4200, 6000)
 

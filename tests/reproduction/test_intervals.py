@@ -6,11 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from reproduction.intervals import PLANS
 
 import hemstitch as hs
 from hemstitch.run import Run
 from reproduction import intervals, networks
+from reproduction.intervals import PLANS
 
 RATE = 0.03
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reproduction.work import Stopped
 
 import hemstitch as hs
 from hemstitch.errors import HemstitchError
 from reproduction import fields, networks, switch
+from reproduction.work import Stopped
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from reproduction.work import Ledger
 
 from hemstitch.errors import HemstitchError
 from reproduction import quick
+from reproduction.work import Ledger
 
 
 def row(value, error=1.0):

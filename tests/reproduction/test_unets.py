@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
-from reproduction.unets import Member, Trainee, Way
-from reproduction.work import Ledger, Stopped, Task, work
 from safetensors.torch import load_file
 
 from hemstitch.bridge import stitched
 from hemstitch.errors import HemstitchError
 from reproduction import unets
+from reproduction.unets import Member, Trainee, Way
+from reproduction.work import Ledger, Stopped, Task, work
 
 TINY = Member((8, 16), layers=1, steps=6, batch=4, save_every=100)
 

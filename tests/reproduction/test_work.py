@@ -5,10 +5,10 @@ import multiprocessing
 import time
 
 import pytest
-from reproduction.work import Ledger, Stopped, Task, with_needs, work
 
 from hemstitch.errors import HemstitchError
 from reproduction import work as working
+from reproduction.work import Ledger, Stopped, Task, with_needs, work
 
 
 @pytest.fixture
