@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bridge_memory import memory
-from bridge_networks import SEEDS, UNETS, Bench, dit_latents, dit_pipeline, free, parameters, size_of, spread
 from torch import Tensor
 
+from bridge_memory import memory
+from bridge_networks import SEEDS, UNETS, Bench, dit_latents, dit_pipeline, free, parameters, size_of, spread
 from hemstitch import NetDenoiser, Plan, Stitched, generate
 from hemstitch.provenance import provenance
 

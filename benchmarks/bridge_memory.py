@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from bridge_networks import UNETS, Bench, free, size_of, spread, weight_bytes
 
 
