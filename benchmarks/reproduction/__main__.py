@@ -40,7 +40,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("build/reproduction"), help="folder for all that is made")
     parser.add_argument("--part", default=",".join((*PARTS, "write")), help=f"some of {', '.join(ALL)}")
-    parser.add_argument("--workers", type=int, default=1, help="processes, which share the machine's cores")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each on one core")
     parser.add_argument("--only", default="", help="tasks whose names begin so, and nothing else")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of several: results, and no more
     parser.add_argument("--list", action="store_true", help="say what is done and what is left")
@@ -51,7 +51,7 @@ def main() -> int:
         parser.error(f"parts are {', '.join(ALL)}, not {', '.join(unknown)}")
     chosen = [part for part in (*PARTS, "quick") if part in asked]
     try:
-        if known.workers > 1 and not known.list and chosen:
+        if chosen and not known.list and not known.worker:
             code = together(known.out, chosen, known.only, known.workers)
         else:
             code = alone(known.out, chosen, known.only, known.list)
@@ -78,9 +78,9 @@ def finished(out: Path, asked: Sequence[str]) -> int:
 
 
 def together(out: Path, parts: list[str], only: str, workers: int) -> int:
-    """Workers on the same tasks, a process each; what stops this one stops them, and they save."""
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
-    told = os.environ | {"OMP_NUM_THREADS": threads} | KEEPING
+    """Workers on the same tasks, a process of one thread each, for which figures were published; what stops this one
+    stops them, and they save."""
+    told = os.environ | {"OMP_NUM_THREADS": "1"} | KEEPING
     command = [sys.executable, "-m", "benchmarks.reproduction", "--out", str(out), "--part", ",".join(parts)]
     command += ["--only", only, "--worker"]
     group = [subprocess.Popen(command, env=told, start_new_session=True) for _ in range(workers)]

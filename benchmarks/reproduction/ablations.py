@@ -30,7 +30,7 @@ from hemstitch.recipe import Recipe
 
 from .families import FIGURES, SEEDS, gap, interval
 from .fields import Field, digits, judged, told
-from .networks import at, train, transformer
+from .networks import at, marked, train, transformer
 from .work import Ledger, Result, Task
 
 STEPS = 1200
@@ -121,11 +121,6 @@ class Variant:
         """Whether it is a Switch-DiT of some kind."""
         return "family" not in self.net
 
-    @property
-    def same_start(self) -> bool:
-        """Whether its weights begin as the base's do under the same seed: they have its shapes."""
-        return not {*self.net} - {"top_k"}
-
     @contextmanager
     def installed(self) -> Iterator[None]:
         """The network that it is about, for whatever is built or loaded meanwhile in this process."""
@@ -178,7 +173,7 @@ def tasks(folder: Path) -> list[Task]:
         for variant in VARIANTS:
             recipe = variant.recipe(shared, seed)
             run, trained = runs / recipe.name, f"ablations/trained/{variant.name}-{seed}"
-            of = (recipe.hash, variant.network.__name__)
+            of = (marked(recipe), variant.network.__name__)
             found.append(Task(trained, partial(taught, variant, recipe, run), of=of))
             for mark in reversed(MARKS):
                 name = f"ablations/judged/{variant.name}-{seed}/{mark}"
@@ -266,7 +261,6 @@ def of_variant(ledger: Ledger, variant: Variant) -> dict[str, Any]:
     marks = {str(mark): at_mark(ledger, variant, mark) for mark in MARKS}
     found = {
         "differs": variant.differs,
-        "same_start": variant.same_start,
         "parameters": trained[0]["parameters"],
         "milliseconds_a_step": [one["milliseconds_a_step"] for one in trained],
         "steps": marks,
@@ -278,15 +272,14 @@ def of_variant(ledger: Ledger, variant: Variant) -> dict[str, Any]:
 
 
 def at_mark(ledger: Ledger, variant: Variant, mark: int) -> dict[str, Any]:
-    """Of each metric the mean over training seeds and, of all but the base, the gap to it: of pairs that share a seed
-    where both begin with the same weights, else of independent runs."""
+    """Of each metric the mean over training seeds and, of all but the base, the gap to it, of pairs that share a
+    seed."""
     found = {}
     for metric in FIGURES:
         mine, theirs = (by_seed(ledger, one, mark, metric) for one in (variant, BASE))
         found[metric] = interval(mine)
         if variant is not BASE:
-            to_base = gap(mine, theirs)
-            found[metric]["to_base"] = to_base if variant.same_start else to_base | to_base["welch"]
+            found[metric]["to_base"] = gap(mine, theirs)
     return found
 
 

@@ -30,18 +30,18 @@ from hemstitch.stitch.search.probes import Priced, fewer_steps, smallest_fractio
 from . import stitching, switch
 from .families import SEEDS, gap, interval
 from .fields import BATCH, Field, classes, distance_of, fashion, sampled_rows, told
-from .networks import at, train, transformer
-from .stitching import FEW, FIFTHS, SEED, TENTHS, Look, Pair, fractions
+from .networks import at, marked, train, transformer
+from .stitching import CLOSE, FEW, FIFTHS, SEED, TENTHS, Look, Pair, fractions
 from .work import Ledger, Result, Task
 
 BUDGETS = (0.3, 0.5, 0.7, 0.9)
-GUIDES = (1.25, 1.5, 2.0, 3.0)
+GUIDES = (1.1, 1.25, 1.5, 2.0, 3.0)
 SEAMS = (0.4, 0.6, 0.8)  # fractions beside which each sample has a seam of its own
 SHORT = Look(steps=25)
 CHOSEN_BY, JUDGED = FEW, 2 * FEW  # samples by which thresholds and scales are chosen, and others that judge them
 LARGE: tuple[Family, ...] = ("dit", "switch_dit")
 FOUND = (BUDGETS, stitching.NUM)
-SEARCHED = 1000  # samples by which a search chooses
+SEARCHED = 1000  # samples of a search: half to choose by, half to be sure
 
 
 def flow(field: Field) -> Recipe:
@@ -105,12 +105,13 @@ def tasks(folder: Path) -> list[Task]:
 
     def task(name: str, do: Callable[[], Result], small: str, large: str, *also: str, of: object = None) -> Task:
         needs = ("switch/field", made_by[small], made_by[large], *also)
-        common = (field.settings, recipes[small].hash, recipes[large].hash, SEED, BATCH)
+        common = (field.settings, marked(recipes[small]), marked(recipes[large]), SEED, BATCH)
         return Task(f"beyond/{name}", do, needs, (*common, of))
 
-    def table(name: str, small: str, large: str) -> Task:
-        plans, kept_in = fractions(FIFTHS, SHORT.steps), name.replace("/", "-")
-        return task(name, partial(pair(small, large).table, kept_in, plans, SHORT), small, large, of=(FIFTHS, SHORT))
+    def table(name: str, small: str, large: str, look: Look, closer: int = 0) -> Task:
+        plans, kept_in = fractions(FIFTHS, look.steps), name.replace("/", "-")
+        do = partial(pair(small, large).table, kept_in, plans, look, closer)
+        return task(name, do, small, large, of=(FIFTHS, look, closer))
 
     one = ("small", "dit-0")
     plain = pair(*one)
@@ -118,11 +119,14 @@ def tasks(folder: Path) -> list[Task]:
     guides = partial(guided, field, load(*one), folder / "features" / "guided")
     return [
         *(
-            Task(made_by[key], partial(train, recipes[key], runs / recipes[key].name), of=recipes[key].hash)
+            Task(made_by[key], partial(train, recipes[key], runs / recipes[key].name), of=marked(recipes[key]))
             for key in ("small eps", "flow")
         ),
-        *(table(f"large/{family}-{seed}", "small", f"{family}-{seed}") for family, seed in larges),
-        table("two processes", "small eps", "flow"),
+        *(
+            table(f"large/{family}-{seed}", "small", f"{family}-{seed}", replace(SHORT, first=seed * FEW))
+            for family, seed in larges  # other samples for every training seed
+        ),
+        table("two processes", "small eps", "flow", SHORT, CLOSE),
         task("searched", lambda: searched(field, load(*one), folder / "search"), *one, of=(BUDGETS, SEARCHED)),
         task("found", lambda: found(shared, ledger), *one, "beyond/searched", "stitching/fractions", of=FOUND),
         task(
@@ -153,6 +157,7 @@ def searched(field: Field, load: Callable[[], dict[str, Denoiser]], out: Path) -
         "seconds": answer.seconds,
         "images_of_the_largest": answer.images,
         "costs": answer.costs.to_data(),
+        "notes": list(answer.notes),
         "results": [{"budget": r.budget, "plan": json.loads(r.found.plan.to_json())} for r in answer.results],
     }
 

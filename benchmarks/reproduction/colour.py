@@ -31,12 +31,12 @@ from hemstitch.stitch.search.cost import Costs, measure_costs
 from . import emoji
 from .families import FAMILIES, SEEDS, along, pace, recipes
 from .fields import BATCH, Field, classes, judged, told
-from .networks import at, train, transformer
-from .stitching import ROUNDS, TENTHS, Look, Pair, at_equal_time, fractions, seconds, shorter, speed
+from .networks import at, marked, train, transformer
+from .stitching import CLOSE, ROUNDS, TENTHS, Look, Pair, at_equal_time, fractions, seconds, shorter, speed
 from .work import Ledger, Result, Task
 
 STEPS = 2000
-MARKS = (500, 1000, 2000)  # where along training samples are judged
+MARKS = (500, 1000, 1500, 2000)  # where along training samples are judged
 SMALL_STEPS = 4000
 CLASSIFIER_STEPS = 300
 LOOK: dict[str, Any] = {"sampler": "ddim", "steps": 25}
@@ -80,14 +80,14 @@ def tasks(folder: Path) -> list[Task]:
         for family in FAMILIES:
             run, trained = runs / f"colour-{family}-{seed}", f"colour/trained/{family}-{seed}"
             mine = recipe(field, family, seed)
-            found.append(Task(trained, partial(train, mine, run), ("colour/pictures",), mine.hash))
+            found.append(Task(trained, partial(train, mine, run), ("colour/pictures",), marked(mine)))
             for mark in reversed(MARKS):
                 name = f"colour/judged/{family}-{seed}/{mark}"
                 do = partial(judge, field, run, mark, folder / "features" / name, seed)
                 of = (field.settings, mine.hash, mark, LOOK, NUM, SEED + seed)
                 found.append(Task(name, do, ("colour/field", trained), of))
             if seed == 0:
-                of = (mine.hash, LOOK, COPIES, SEED)
+                of = (marked(mine), LOOK, COPIES, SEED)
                 found.append(Task(f"colour/copies/{family}", partial(copies, field, run), (trained,), of))
 
     paced = recipes(
@@ -107,13 +107,15 @@ def tasks(folder: Path) -> list[Task]:
     def shorter_table() -> Result:
         return pair.table("fractions", fewer(), TABLE)
 
-    of = (field.settings, small(field).hash, recipe(field, "dit", 0).hash, TABLE)
+    of = (field.settings, marked(small(field)), marked(recipe(field, "dit", 0)), TABLE)
     learn_small = partial(train, small(field), runs / "colour-small")
-    found.append(Task("colour/trained/small", learn_small, ("colour/pictures",), small(field).hash))
+    found.append(Task("colour/trained/small", learn_small, ("colour/pictures",), marked(small(field))))
     both = ("colour/trained/dit-0", "colour/trained/small")
     found.append(Task("colour/costs", lambda: measured(members()), both, of))
     needs = ("colour/field", "colour/costs", *both)
-    found.append(Task("colour/table/fractions", lambda: pair.table("fractions", tenths, TABLE), needs, of))
+    found.append(
+        Task("colour/table/fractions", lambda: pair.table("fractions", tenths, TABLE, CLOSE), needs, (of, CLOSE))
+    )
     found.append(Task("colour/table/fewer steps", shorter_table, (*needs, "colour/table/fractions"), of))
     timed = lambda: seconds(members(), tenths | fewer(), TABLE)  # noqa: E731
     found.append(Task("colour/table/time", timed, ("colour/costs", *both), (of, ROUNDS)))
@@ -197,6 +199,7 @@ def summary(ledger: Ledger) -> dict[str, Any]:
     tables["time"]["speed"] = speed(tables["time"]["seconds_per_image"], TABLE.steps)
     along_ = along(judged_, MARKS, paces["seconds_a_step"])
     return {
+        "sampling": {"look": LOOK, "samples": NUM, "seeds": [SEED + seed for seed in SEEDS], "batch": BATCH},
         "pictures": ledger["colour/pictures"],
         "field": ledger["colour/field"],
         "trained": ledger.all("colour/trained"),

@@ -119,28 +119,34 @@ def along(judged: Mapping[str, Any], marks: Sequence[int], paces: Mapping[str, S
         },
         "sooner": {f"{a} to {b}": beside(a, b, SOONER * last, last) for a, b in PAIRS},
         "share_to_reach": {
-            f"{a} to {b}": [share_to_reach(x, y[last]) for x, y in zip(curves[a], curves[b], strict=True)]
+            f"{a} to {b}": over_reached([share_to_reach(x, y[last]) for x, y in zip(curves[a], curves[b], strict=True)])
             for a, b in PAIRS
         },
     }
 
 
+def over_reached(shares: Sequence[float | None]) -> dict[str, Any]:
+    """Shares of iterations by seed, with their interval if all of them got there."""
+    there = [share for share in shares if share is not None]
+    return interval(there) if len(there) == len(shares) else {"mean": None, "half_width": None, "values": list(shares)}
+
+
 def value_at(curve: Curve, step: float) -> float:
-    """The distance after so many iterations: between judged checkpoints its logarithm is taken to be linear."""
+    """The distance after so many iterations: a power of them between judged checkpoints."""
     steps = sorted(curve)
-    return float(np.exp(np.interp(step, steps, np.log([curve[s] for s in steps]))))
+    return float(np.exp(np.interp(np.log(step), np.log(steps), np.log([curve[s] for s in steps]))))
 
 
 def share_to_reach(curve: Curve, distance: float) -> float | None:
-    """The share of all iterations after which a curve first comes down to a distance, log-linear between judged
-    checkpoints; no earlier than the first of those. None where it never does."""
+    """The share of all iterations after which a curve first comes down to a distance, as `value_at` has it between
+    judged checkpoints; no earlier than the first of those. None where it never does."""
     steps = sorted(curve)
     if curve[steps[0]] <= distance:
         return steps[0] / steps[-1]
     for left, right in pairwise(steps):
         if curve[right] <= distance < curve[left]:
             part = np.log(curve[left] / distance) / np.log(curve[left] / curve[right])
-            return (left + float(part) * (right - left)) / steps[-1]
+            return left * (right / left) ** float(part) / steps[-1]
     return None
 
 

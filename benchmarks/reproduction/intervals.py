@@ -45,6 +45,7 @@ GAPS = (("own times", "as trained"), ("all times", "as trained"), ("own times", 
 ITERATIONS = 1_000
 SEEDS = (0, 1, 2)
 TRAINING_SEED, SAMPLING_SEED = 100, 3_000  # of the first; no other seed of training or sampling comes near
+LOOK: dict[str, Any] = {"sampler": "ddim"}
 NUM = 40 * BATCH
 GROUPS, GROUP = 10, 100  # of samples, of which each curve is drawn; their spread is its error
 CURVE_SEED = 4_000
@@ -84,7 +85,7 @@ def tasks(folder: Path) -> list[Task]:
     ]
     needs = tuple(member.task for member in members.values())
     paths = {name: member.run for name, member in members.items()}
-    of = ([recipe.hash for recipe in recipes(field).values()], GROUP, CURVE_SEED)
+    of = ([networks.marked(recipe) for recipe in recipes(field).values()], GROUP, CURVE_SEED)
     found += [Task(f"intervals/curves/{group}", partial(curves, paths, group), needs, of) for group in range(GROUPS)]
     return list({task.name: task for task in found}.values())
 
@@ -99,13 +100,19 @@ def trial(field: Field, folder: Path, members: Mapping[str, Trained], key: str, 
             what = piece(plan, name, way)
             after = Trained(folder / "runs" / f"intervals-{what}-{seed}", f"intervals/tuned/{what}/{seed}")
             do = partial(tune, before.run, after.run, plan if way == "own times" else None, name, seed)
-            settings = (base[name].hash, plan if way == "own times" else None, ITERATIONS, TRAINING_SEED + seed)
+            settings = (
+                networks.marked(base[name]),
+                plan if way == "own times" else None,
+                ITERATIONS,
+                TRAINING_SEED + seed,
+            )
             found.append(Task(after.task, do, (before.task,), settings))
             mine[name] = after
     judged_as = f"intervals/judged/{key}/{way}/{seed}"
     paths = {name: member.run for name, member in mine.items()}
     do = partial(judge, field, paths, plan, folder / "features" / judged_as, seed)
-    settings = (field.settings, [base[name].hash for name in mine], plan, way, ITERATIONS, NUM, SAMPLING_SEED + seed)
+    bases = [networks.marked(base[name]) for name in mine]
+    settings = (field.settings, bases, plan, way, ITERATIONS, NUM, SAMPLING_SEED + seed)
     return [*found, Task(judged_as, do, ("switch/field", *(member.task for member in mine.values())), settings)]
 
 
@@ -136,7 +143,7 @@ def tune(run: Path, out: Path, plan: Plan | None, member: str, seed: int) -> Res
 def judge(field: Field, paths: Mapping[str, Path], plan: Plan, kept: Path, seed: int) -> Result:
     """Samples of the members under the plan, without guidance."""
     model = hs.Stitched(loaded(paths), plan)
-    scores = judged(field, model, NUM, kept, SAMPLING_SEED + seed, {"sampler": "ddim"})
+    scores = judged(field, model, NUM, kept, SAMPLING_SEED + seed, LOOK)
     return {name: told(score) for name, score in scores.items()} | {"draws": draws(scores["distance"])}
 
 
@@ -204,6 +211,14 @@ def summary(ledger: Ledger) -> dict[str, Any]:
         for name, parts in together["unsettled"].items()
     }
     return {
+        "sampling": {
+            "look": LOOK,
+            "samples": NUM,
+            "seeds": [SAMPLING_SEED + seed for seed in SEEDS],
+            "training_seeds": [TRAINING_SEED + seed for seed in SEEDS],
+            "curve_seeds": [CURVE_SEED + group for group in range(GROUPS)],
+            "batch": BATCH,
+        },
         "table": {
             key: row({w: [ledger[f"{judged_}/{key}/{w}/{seed}"] for seed in SEEDS] for w in WAYS}, plan)
             for key, plan in PLANS.items()

@@ -22,6 +22,11 @@ from .work import Result, Stopped
 CHECKPOINTS = 1000  # kept: all of them
 
 
+def marked(recipe: Recipe) -> tuple[str, int]:
+    """What a network hangs on: the recipe's hash, which says how but not how long, and the iterations."""
+    return recipe.hash, recipe.train.steps
+
+
 def transformer(
     field: Field,
     name: str,

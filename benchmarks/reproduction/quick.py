@@ -23,7 +23,7 @@ from hemstitch.pretrained import CLASSIFIER, unpack
 
 from . import beyond, stitching, switch
 from .fields import Field, distance_of, fashion
-from .networks import train
+from .networks import marked, train
 from .work import Ledger, Result, Task
 
 FRACTIONS = (0.0, 0.4, 0.8)
@@ -50,7 +50,7 @@ def tasks(folder: Path) -> list[Task]:
     found = [Task("quick/unpacked", partial(unpacked, field, folder / "pretrained"))]
     for family in FAMILIES:
         recipe, run = switch.recipe(field, family, 0, SHORT), folder / "runs" / f"quick-{family}"
-        found.append(Task(f"quick/trained/{family}", partial(train, recipe, run), ("quick/unpacked",), recipe.hash))
+        found.append(Task(f"quick/trained/{family}", partial(train, recipe, run), ("quick/unpacked",), marked(recipe)))
         judge = partial(switch.judge, field, run, SHORT, folder / "features" / "quick" / family, 0)
         needs = ("quick/unpacked", f"quick/trained/{family}")
         found.append(Task(f"quick/judged/{family}", judge, needs, recipe.hash))

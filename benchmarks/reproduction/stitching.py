@@ -32,7 +32,7 @@ from hemstitch.stitch.search.trunk import Candidate, Ground
 
 from . import switch
 from .fields import BATCH, Field, classes, distance_of, draws, fashion, of, told
-from .networks import at, train, transformer
+from .networks import at, marked, train, transformer
 from .work import Ledger, Result, Task
 
 STEPS = 50
@@ -41,6 +41,7 @@ FIFTHS = tuple(i / 5 for i in range(6))
 NUM, FEW = 16 * BATCH, 8 * BATCH  # samples of a plan: in the table, and in what surrounds it
 SEED = 2000
 AROUND = 0.4  # the fraction that the large member alone is held against wherever a setting is another
+CLOSE, CLOSER = 20 * BATCH, 80 * BATCH  # samples by which it is held against: around the table, and in it
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,20 @@ class Pair:
     kept: Path
     load: Callable[[], dict[str, Denoiser]]
 
-    def table(self, name: str, plans: Mapping[str, Plan], look: Look) -> Result:
-        """Every plan judged; what a plan's distance is to that of the largest member alone, if that is among them."""
+    def table(self, name: str, plans: Mapping[str, Plan], look: Look, closer: int = 0) -> Result:
+        """Every plan judged; what a plan's distance is to that of the largest member alone, if that is among them.
+
+        closer: samples by which the fraction `AROUND` is held against the largest member alone once more.
+        """
         scores = self.scores(name, plans, look)
         largest = list(self.load())[-1]
         alone = next((s["distance"] for key, s in scores.items() if plans[key].counts == {largest: look.steps}), None)
-        return {
+        looked = {}
+        if closer:
+            two = {key: plans[key] for key in ("0", f"{AROUND:g}")}
+            whole, mixed = (s["distance"] for s in self.scores(name, two, replace(look, num=closer)).values())
+            looked = {"closer": {"samples": closer, "whole": told(whole), "mixed": told(mixed), **beside(mixed, whole)}}
+        return looked | {
             "look": vars(look) | {"seed": SEED, "batch": BATCH},
             "plans": {
                 key: {
@@ -152,7 +161,9 @@ def tasks(folder: Path) -> list[Task]:
     recipes = {"small": small(field), "middle": middle(field), "large": switch.recipe(field, "dit", 0)}
     found = [
         Task(
-            f"stitching/trained/{name}", partial(train, recipes[name], runs / recipes[name].name), of=recipes[name].hash
+            f"stitching/trained/{name}",
+            partial(train, recipes[name], runs / recipes[name].name),
+            of=marked(recipes[name]),
         )
         for name in ("small", "middle")
     ]
@@ -163,7 +174,7 @@ def tasks(folder: Path) -> list[Task]:
     pair = Pair(field, folder / "samples" / "stitching", load("small", "large"))
     three = Pair(field, folder / "samples" / "stitching", load("small", "middle", "large"))
     needs = ("switch/field", "switch/trained/dit-0", "stitching/trained/small")
-    ledger, hashes = Ledger(folder / "results"), {name: recipe.hash for name, recipe in recipes.items()}
+    ledger, hashes = Ledger(folder / "results"), {name: marked(recipe) for name, recipe in recipes.items()}
 
     def add(name: str, do: Callable[[], Result], *also: str, of: object = None) -> None:
         found.append(Task(f"stitching/{name}", do, (*needs, *also), (field.settings, hashes, SEED, BATCH, of)))
@@ -179,7 +190,7 @@ def tasks(folder: Path) -> list[Task]:
         "stitching/costs",
         of=(tenths, ROUNDS),
     )
-    add("fractions", lambda: pair.table("fractions", tenths, wide), of=(tenths, wide))
+    add("fractions", lambda: pair.table("fractions", tenths, wide, CLOSER), of=(tenths, wide, CLOSER))
     # These share samples with the fractions, which are made once.
     fewer, shared = ("stitching/costs", "stitching/fractions"), "stitching/fractions"
     add("fewer steps", lambda: pair.table("fractions", as_long(TENTHS, wide), wide), *fewer, of=wide)
@@ -194,9 +205,9 @@ def tasks(folder: Path) -> list[Task]:
 
         def table(name: str = name, look: Look = look) -> Result:
             plans = fractions(FIFTHS, look.steps) | as_long((AROUND,), look)
-            return pair.table(name.replace("/", "-"), plans, look)
+            return pair.table(name.replace("/", "-"), plans, look, CLOSE)
 
-        add(name, table, "stitching/costs", of=(FIFTHS, AROUND, look))
+        add(name, table, "stitching/costs", of=(FIFTHS, AROUND, look, CLOSE))
     return found
 
 
@@ -239,7 +250,7 @@ def costs(members: dict[str, Denoiser]) -> Result:
     return {"costs": measure_costs(members, batch=BATCH, guided=[False, True], seconds=60.0).to_data()}
 
 
-ROUNDS, TIMED = 5, 50  # of timing, and images at a time
+ROUNDS, TIMED = 5, BATCH  # of timing, and images at a time: as many as costs are of
 
 
 def seconds(members: dict[str, Denoiser], plans: Mapping[str, Plan], look: Look) -> Result:

@@ -6,11 +6,15 @@ the same time by it (`choose`). Gates and masks see the same timesteps either wa
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from hemstitch.marked import name_of
 from hemstitch.models.config import Family
 from hemstitch.recipe import Recipe
 from hemstitch.run import Run
@@ -18,11 +22,12 @@ from hemstitch.train.fit import fit
 
 from .families import FAMILIES, FIGURES, PAIRS, SEEDS, along, gap, interval, pace, recipes
 from .fields import BATCH, Field, classes, fashion, judged, sampled_rows, told
-from .networks import at, train, transformer
+from .networks import at, marked, train, transformer
 from .work import Ledger, Result, Stopped, Task
 
 STEPS = 6000
-MARKS = (1500, 3000, 4200, 6000)  # where along training samples are judged; 4,200 is 70 % of all
+MARKS = (1500, 3000, 4200, 5100, 6000)  # where along training samples are judged; 4,200 is 70 % of all
+EVERY = 300  # iterations between checkpoints
 LOOK: dict[str, Any] = {"sampler": "ddim", "steps": 25}
 NUM, FIRST, SAMPLING_SEED = 10_000, 5_000, 1000  # samples at the end; along training, and at the end beside them
 GUIDANCE, GUIDED = 1.5, 2_500  # as the papers evaluate, at the end; samples
@@ -30,7 +35,7 @@ GUIDANCE, GUIDED = 1.5, 2_500  # as the papers evaluate, at the end; samples
 
 def recipe(field: Field, family: Family, seed: int, steps: int = STEPS) -> Recipe:
     """Everything but the family and the seed is equal, and was chosen for the DiT (`choose`)."""
-    return transformer(field, f"switch-{family}-{seed}", family, seed=seed, steps=steps, checkpoint_every=300)
+    return transformer(field, f"switch-{family}-{seed}", family, seed=seed, steps=steps, checkpoint_every=EVERY)
 
 
 def tasks(folder: Path) -> list[Task]:
@@ -40,7 +45,7 @@ def tasks(folder: Path) -> list[Task]:
         for family in FAMILIES:
             mine = recipe(field, family, seed)
             trained = f"switch/trained/{family}-{seed}"
-            found.append(Task(trained, partial(train, mine, runs / mine.name), of=mine.hash))
+            found.append(Task(trained, partial(train, mine, runs / mine.name), of=marked(mine)))
             for mark in reversed(MARKS):
                 name = f"switch/judged/{family}-{seed}/{mark}"
                 do = partial(judge, field, runs / mine.name, mark, folder / "features" / name, seed)
@@ -48,29 +53,50 @@ def tasks(folder: Path) -> list[Task]:
                 found.append(Task(name, do, ("switch/field", trained), of))
             name = f"switch/guided/{family}-{seed}"
             do = partial(guided, field, runs / mine.name, folder / "features" / name, seed)
-            of = (field.settings, mine.hash, LOOK, GUIDANCE, GUIDED, SAMPLING_SEED + seed)
+            of = (field.settings, marked(mine), LOOK, GUIDANCE, GUIDED, SAMPLING_SEED + seed)
             found.append(Task(name, do, ("switch/field", trained), of))
     for family in FAMILIES:
-        mine, name = recipe(field, family, 0), f"switch/again/{family}"
-        do = partial(again, mine, runs / mine.name, folder / "again" / family)
-        found.append(Task(name, do, (f"switch/trained/{family}-0",), mine.hash))
+        for seed, first in [(0, 0), *((seed, STEPS - EVERY) for seed in SEEDS)]:
+            mine, name = recipe(field, family, seed), f"switch/again/{family}-{seed}/{first}"
+            do = partial(again, mine, runs / mine.name, folder / "again" / f"{family}-{seed}-{first}", first)
+            found.append(Task(name, do, (f"switch/trained/{family}-{seed}",), (marked(mine), first)))
+        mine, run = recipe(field, family, 0, MARKS[0]), folder / "runs" / f"switch-{family}-0-two-threads"
+        do = partial(rounded, field, mine, run, folder / "features" / "switch" / "rounded" / family)
+        of = (field.settings, marked(mine), LOOK, FIRST, SAMPLING_SEED)
+        found.append(Task(f"switch/rounded/{family}", do, ("switch/field",), of))
     paced = recipes(lambda family: transformer(field, f"pace-{family}", family, steps=1000, log_every=1))
     hashes = {family: one.hash for family, one in paced.items()}
     found.append(Task("switch/pace", partial(pace, paced, folder / "pace"), of=hashes))
     return found
 
 
-def again(mine: Recipe, run: Path, out: Path) -> Result:
-    """Train to the first checkpoint once more: how far its averaged weights are from those that a run had there, which
-    may have been trained in many sittings, by other commits."""
+def again(mine: Recipe, run: Path, out: Path, first: int) -> Result:
+    """Train from one checkpoint of a run (0 is the start) to the next once more: how far its averaged weights then are
+    from those that the run had there, which may have been trained in other sittings, by other commits."""
+    if first and not Run(out).exists:
+        held, copy = (Run(one).checkpoints / name_of(first) for one in (run, out))
+        shutil.copytree(held, copy, dirs_exist_ok=True)
+        shutil.copy(run / "recipe.json", out)  # last: a folder with it goes on
     for progress in fit(mine, out, resume=Run(out).exists, device="cpu"):
         if progress.stopped:
             raise Stopped
         if progress.saved:
             break
-    step = mine.train.checkpoint_every
-    theirs, ours = (at(folder, step).net.state_dict() for folder in (run, out))
-    return {"iterations": step, "difference": max(float((theirs[k] - ours[k]).abs().max()) for k in theirs)}
+    last = first + mine.train.checkpoint_every
+    theirs, ours = (at(folder, last).net.state_dict() for folder in (run, out))
+    return {"from": first, "to": last, "difference": max(float((theirs[k] - ours[k]).abs().max()) for k in theirs)}
+
+
+def rounded(field: Field, mine: Recipe, run: Path, kept: Path) -> Result:
+    """Train seed 0 to the first mark once more by two threads, which add up numbers in another order than one: how far
+    a figure goes by rounding alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        trained = train(mine, run)
+    finally:
+        torch.set_num_threads(threads)
+    return trained | judge(field, run, MARKS[0], kept, 0)
 
 
 def judge(field: Field, run: Path, mark: int, kept: Path, seed: int) -> Result:
@@ -111,6 +137,7 @@ def summary(ledger: Ledger) -> dict[str, Any]:
         "guided": with_guidance,
         "pace": paces,
         "again": ledger.all("switch/again"),
+        "rounded": ledger.all("switch/rounded"),
         **along(results, MARKS, paces["seconds_a_step"]),
         "end": over_seeds(ends),
         "at_the_end": gaps(ends),

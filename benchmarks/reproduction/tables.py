@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from hemstitch.evaluate.score import NORMAL_95
@@ -136,8 +136,8 @@ def family_end(summary: Summary) -> str:
         cells = [over(summary["end"][figure][family]) for figure in FIGURES]
         trained = next(v for k, v in summary["trained"].items() if k.startswith(f"{family}-"))
         cost = summary["seconds_a_step_to_dit"][family]
-        once = summary["again"][family]
-        same = "bit for bit" if once["difference"] == 0 else f"within {once['difference']:.1g}"
+        difference = max(o["difference"] for key, o in summary["again"].items() if key.startswith(f"{family}-"))
+        same = "bit for bit" if difference == 0 else f"within {difference:.1g}"
         rows.append([name, f"{trained['parameters'] / 1e6:.2f} M", f"{cost:.2f}", *cells, same])
     head = ["", "parameters", "time per step, to DiT's", "distance", "precision", "recall", "class accuracy"]
     return table([*head, "trained again"], rows)
@@ -162,11 +162,15 @@ def family_claims(summary: Summary) -> str:
         others = [gap(summary[which][pair]) for which in ("at_equal_time", "sooner")]
         rows.append([named(pair), gap(end), apart, *others, reached(summary["share_to_reach"][pair])])
     head = ["", "at equal iterations", "as independent runs", "at equal time", "first's 70 % to the other's end"]
-    return table([*head, "share of iterations to the other's end, by seed"], rows)
+    return table([*head, "share of iterations to the other's end (by seed)"], rows)
 
 
-def reached(shares: Sequence[float | None]) -> str:
-    return ", ".join("never" if share is None else f"{100 * share:.0f} %" for share in shares)
+def reached(shares: Summary) -> str:
+    """Shares of iterations by seed, and their interval if there is one."""
+    by_seed = ", ".join("never" if share is None else f"{100 * share:.0f} %" for share in shares["values"])
+    if shares["mean"] is None:
+        return by_seed
+    return f"{100 * shares['mean']:.0f} ± {100 * shares['half_width']:.0f} % ({by_seed})"
 
 
 def named(pair: str) -> str:
@@ -176,20 +180,40 @@ def named(pair: str) -> str:
 
 
 def attempts(read: Mapping[str, Summary]) -> str:
-    """Beside part A at the same marks."""
+    """Beside part A."""
     rows = []
+
+    def add(name: str, mark: str, distances: Summary, row: Summary, sooner: Summary | None) -> None:
+        each = [over(distances[family]) if family in distances else "" for family in FAMILY]
+        early = "" if sooner is None else gap(sooner)
+        rows.append([name, f"{int(mark):,}", *each, gap(row), f"× {over(row['ratio'])}", early])
+
+    pair = "switch_dit to dit"
     if "switch" in read:
         ours = read["switch"]
-        for mark in sorted(ours["over_seeds"]["distance"]["dit"], key=int):
-            pair = [over(ours["over_seeds"]["distance"][family][mark]) for family in ("dit", "switch_dit")]
-            row = ours["at_equal_iterations"]["switch_dit to dit"][mark]
-            rows.append(["part A", f"{int(mark):,}", *pair, gap(row), f"× {over(row['ratio'])}"])
+        marks = sorted(ours["over_seeds"]["distance"]["dit"], key=int)
+        for mark in marks:
+            distances = {family: ours["over_seeds"]["distance"][family][mark] for family in FAMILY}
+            early = ours["sooner"][pair] if mark == marks[-1] else None
+            add("part A", mark, distances, ours["at_equal_iterations"][pair][mark], early)
     for attempt in read["attempts"]["attempts"].values():
         for mark, found in attempt["marks"].items():
-            pair = [over(found["distance"][family]) for family in ("dit", "switch_dit")]
-            row = found["gap"]
-            rows.append([attempt["differs"], f"{int(mark):,}", *pair, gap(row), f"× {over(row['ratio'])}"])
-    return table(["", "iterations", "DiT", "Switch-DiT", "Switch-DiT to DiT", "ratio"], rows)
+            early = attempt.get("sooner", {}).get(pair) if mark == max(attempt["marks"], key=int) else None
+            add(attempt["differs"], mark, found["distance"], found["gaps"][pair], early)
+    head = ["", "iterations", *FAMILY.values(), "Switch-DiT to DiT", "ratio"]
+    return table([*head, "Switch-DiT's 70 % to DiT's end"], rows)
+
+
+def rounded(summary: Summary) -> str:
+    """Seed 0 by one thread and by two, beside what other seeds come to."""
+    rows = []
+    for family, two in summary["rounded"].items():
+        mark = f"{two['steps']}"
+        one = summary["judged"][f"{family}-0/{mark}"]
+        values = summary["over_seeds"]["distance"][family][mark]["values"]
+        others = ", ".join(f"{value:.2f}" for value in values[1:])
+        rows.append([FAMILY[family], f"{int(mark):,}", of(one["distance"]), of(two["distance"]), others])
+    return table(["", "iterations", "seed 0, one thread", "seed 0, two threads", "other seeds"], rows)
 
 
 # B
@@ -197,12 +221,12 @@ def attempts(read: Mapping[str, Summary]) -> str:
 
 def fractions(summary: Summary) -> str:
     """Every fraction, and beside it the large member alone in as many steps as take that time."""
-    speed = summary["time"]["speed"]
+    speed, seconds = summary["time"]["speed"], summary["time"]["seconds_per_image"]
     shorter = {key.rpartition(" ")[2]: (key, plan) for key, plan in summary["fewer steps"]["plans"].items()}
     rows = []
     for r, row in summary["fractions"]["plans"].items():
         cells = [r, of(row["distance"]), gap(row["to_largest"]), of(row["precision"]), of(row["recall"])]
-        cells += [f"{speed[r]['times']:.2f}×", f"{speed[r]['of_ideal']:.2f}"]
+        cells += [f"{1000 * median(seconds[r]):.1f}", f"{speed[r]['times']:.2f}×", f"{speed[r]['of_ideal']:.2f}"]
         if r in shorter:
             key, plan = shorter[r]
             beside = gap(summary["fractions to fewer steps"][r])
@@ -210,7 +234,7 @@ def fractions(summary: Summary) -> str:
         else:
             cells += [""] * 4
         rows.append(cells)
-    head = ["r", "distance", "to r = 0", "precision", "recall", "speed", "of the ideal"]
+    head = ["r", "distance", "to r = 0", "precision", "recall", "ms an image", "speed", "of the ideal"]
     return table([*head, "large alone: steps", "speed", "distance", "the fraction to it"], rows)
 
 
@@ -388,6 +412,7 @@ TABLES: dict[str, tuple[str, Callable[[Summary], str]]] = {
     "families end": ("switch", family_end),
     "families claims": ("switch", family_claims),
     "families guided": ("switch", family_guided),
+    "families rounded": ("switch", rounded),
     "fractions": ("stitching", fractions),
     "orders": ("stitching", plans(lambda s: s["orders"], "order")),
     "three members": ("stitching", mixes),

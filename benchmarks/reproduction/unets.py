@@ -348,7 +348,8 @@ def timed(times: Mapping[str, list[float]]) -> dict[str, dict[str, Any]]:
 
 def summary(ledger: Ledger) -> dict[str, Any]:
     """The members, the fraction table, and fewer steps of the large member beside the fractions that take as long."""
-    found: dict[str, Any] = {f"trained/{name}": ledger[f"unets/trained/{name}"] for name in MEMBERS}
+    found: dict[str, Any] = {"sampling": {"sampler": "ddim", "steps": STEPS, "first_seed": FIRST_SEED, "samples": NUM}}
+    found |= {f"trained/{name}": ledger[f"unets/trained/{name}"] for name in MEMBERS}
     for name, times in (("fractions", "time"), ("fewer steps", "time of fewer steps")):
         found |= {name: ledger[f"unets/{name}"], times: ledger[f"unets/{times}"]}
         measured = timed(found[times]["seconds_per_image"])

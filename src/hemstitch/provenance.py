@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -34,6 +35,12 @@ def _commit() -> str:
     """
     if os.environ.get("HEMSTITCH_COMMIT"):
         return os.environ["HEMSTITCH_COMMIT"]
+    return _checkout()
+
+
+@cache
+def _checkout() -> str:
+    """As it was when it was asked first: what is committed while a process runs is not the code that it runs."""
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:

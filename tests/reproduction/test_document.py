@@ -27,6 +27,7 @@ from reproduction import (
     claims,
     colour,
     emoji,
+    families,
     intervals,
     pictures,
     stitching,
@@ -67,7 +68,7 @@ def distance_of_plan(plan):
     return whole
 
 
-def a_table(self, name, plans, look):
+def a_table(self, name, plans, look, closer=0):
     scores = {key: score(distance_of_plan(plan), i) for i, (key, plan) in enumerate(plans.items())}
     alone = next((scores[k] for k, p in plans.items() if p.counts == {"large": look.steps}), None)
     rows = {}
@@ -76,7 +77,11 @@ def a_table(self, name, plans, look):
         rows[key]["draws"] = draws(scores[key])
         if alone is not None:
             rows[key]["to_largest"] = stitching.beside(scores[key], alone)
-    return {"look": vars(look), "plans": rows}
+    looked = {}
+    if closer:
+        gap = stitching.beside(scores["0.4"], alone)
+        looked = {"closer": {"samples": closer, "whole": told(alone), "mixed": told(scores["0.4"]), **gap}}
+    return looked | {"look": vars(look), "plans": rows}
 
 
 def some_costs(*_, **__):
@@ -172,9 +177,11 @@ def use(*_):
 def made_up(monkeypatch, tmp_path):
     """A ledger with results of all tasks, whose heavy work is replaced."""
     stub = SimpleNamespace(spec=SimpleNamespace(num_classes=10))
-    for module in (choose, switch, stitching, beyond, colour, attempts):
+    for module in (choose, switch, stitching, beyond, colour):
         monkeypatch.setattr(module, "train", trained)
         monkeypatch.setattr(module, "at", lambda run, step: stub)
+    for kind in (attempts.Anew, attempts.GoneOn, attempts.Tuned):
+        monkeypatch.setattr(kind, "train", lambda self, recipe, begun, out: trained(recipe))
     field = {"classifier": "c", "classifier_accuracy": 0.9, "held_out": 1000, "reference": "images"}
     field["training_images"] = figures(0.1)
     monkeypatch.setattr(Field, "prepare", lambda self: field)
@@ -183,9 +190,10 @@ def made_up(monkeypatch, tmp_path):
         switch, "judge", lambda field, run, mark, kept, seed: family_judged(f"{run}", mark, switch.STEPS, seed)
     )
     monkeypatch.setattr(
-        attempts, "judge", lambda field, run, mark, kept, seed: family_judged(f"{run}", mark, 3000, seed)
+        attempts, "judge", lambda field, run, mark, num, kept, seed: family_judged(f"{run}", mark, 3000, seed)
     )
-    monkeypatch.setattr(switch, "again", lambda *_: {"iterations": 300, "difference": 0.0})
+    monkeypatch.setattr(switch, "again", lambda mine, run, out, first: {"from": first, "difference": 0.0})
+    monkeypatch.setattr(switch, "rounded", lambda field, mine, *_: trained(mine) | figures(40.0))
     monkeypatch.setattr(
         switch, "guided", lambda field, run, kept, seed: family_judged(f"{run}", switch.STEPS, switch.STEPS, seed)
     )
@@ -275,8 +283,8 @@ def test_every_table_and_picture_is_made_of_results_and_has_its_place(made_up, t
 
 def test_claims_are_judged_by_rule():
     row = {"gap": 0.1, "half_width": 0.3}
-    assert claims.at_no_loss(row, 20.0) == claims.YES  # at most 0.4, and 0.6 is nothing
-    assert claims.at_no_loss(row, 10.0) == claims.OPEN  # at most 0.4, and 0.3 is nothing
+    assert claims.at_no_loss(row, 10.0) == claims.YES  # at most 0.4, and 0.5 is nothing
+    assert claims.at_no_loss(row, 6.0) == claims.OPEN  # at most 0.4, and 0.3 is nothing
     assert claims.at_no_loss({"gap": 1.0, "half_width": 0.3}, 10.0) == claims.NO
     assert claims.at_no_loss({"gap": -1.0, "half_width": 0.3}, 10.0) == claims.YES
     assert [claims.below(said) for said in ("lower", "higher", "no difference")] == [claims.YES, claims.NO, claims.OPEN]
@@ -296,6 +304,32 @@ def test_claims_are_judged_by_rule():
 def test_several_settings_have_one_verdict(verdicts, together):
     names = {"Y": claims.YES, "N": claims.NO, "O": claims.OPEN}
     assert claims.of_all(names[v] for v in verdicts) == together
+
+
+def shares(*values):
+    there = families.over_reached(list(values))
+    return {"switch": {"share_to_reach": {"switch_dit to dit": there}}}
+
+
+def test_sooner_is_judged_by_the_share_of_iterations():
+    assert claims.sooner(shares(0.8, 0.81, 0.82)) == ("81 ± 2 % (80 %, 81 %, 82 %)", claims.YES)
+    assert claims.sooner(shares(0.6, 0.8, 1.0))[1] == claims.OPEN
+    assert claims.sooner(shares(0.8, None, 0.8)) == ("80 %, never, 80 %", claims.OPEN)
+    assert claims.sooner(shares(None, None, None))[1] == claims.NO
+
+
+def test_intervals_are_apart_if_none_reaches_the_next():
+    row = lambda mean, half: {"mean": mean, "half_width": half}  # noqa: E731
+    assert claims.order(row(1, 0.4), row(2, 0.5)) == claims.YES
+    assert claims.order(row(1, 0.6), row(2, 0.5)) == claims.OPEN
+    assert claims.order(row(2, 0.4), row(1, 0.5)) == claims.NO
+
+
+def test_no_loss_is_judged_by_the_samples_that_look_closer():
+    plans = {"0": {"distance": {"value": 10.0}}, "0.4": {"to_largest": {"gap": 0.0, "half_width": 2.0}}}
+    closer = {"whole": {"value": 10.0}, "gap": 0.1, "half_width": 0.2}
+    assert claims.no_loss({"plans": plans})[1] == claims.OPEN
+    assert claims.no_loss({"plans": plans, "closer": closer}) == ("+1.0 ± 2.0 %", claims.YES)
 
 
 def test_a_seam_for_each_sample_is_no_better_for_taking_longer():

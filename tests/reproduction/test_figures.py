@@ -46,20 +46,21 @@ def test_families_are_compared_at_equal_iterations_and_at_equal_time():
     assert told["at_equal_iterations"]["switch_dit to dit"][6000]["gap"] == pytest.approx(-2)
     assert told["at_equal_iterations"]["dtr to dit"][1500]["gap"] == 0
     assert told["over_seeds"]["distance"]["dit"][3000]["mean"] == pytest.approx(26)
-    # In the time of 6,000 iterations of the DiT, Switch-DiT does 4,800: a third of the way from 4,200 to 6,000.
-    then = [value * (6 / 4.2) ** (2 / 3) for value in ends["switch_dit"]]
+    # In the time of 6,000 iterations of the DiT, Switch-DiT does 4,800.
+    then = [value * 6 / 4.8 for value in ends["switch_dit"]]
     wanted = np.mean([a - b for a, b in zip(then, ends["dit"], strict=True)])
     assert told["at_equal_time"]["switch_dit to dit"]["gap"] == pytest.approx(wanted)
     assert told["sooner"]["switch_dit to dit"]["gap"] == pytest.approx(np.mean([v / 0.7 for v in (10, 11, 12)]) - 13)
-    assert told["share_to_reach"]["switch_dit to dit"][0] == pytest.approx(
-        10 / 12, abs=0.02
-    )  # log-linear between marks
+    shares = told["share_to_reach"]["switch_dit to dit"]
+    assert shares["values"] == pytest.approx([10 / 12, 11 / 13, 12 / 14])
+    assert shares["mean"] == pytest.approx(np.mean(shares["values"]))
+    assert told["share_to_reach"]["dtr to dit"]["values"] == [1, 1, 1]
 
 
-def test_between_judged_checkpoints_the_logarithm_is_linear():
+def test_between_judged_checkpoints_a_distance_is_a_power_of_the_iterations():
     some = {1500: 100.0, 3000: 25.0, 6000: 20.0}
-    assert families.value_at(some, 2250) == pytest.approx(50)
-    assert families.share_to_reach(some, 50.0) == pytest.approx(2250 / 6000)
+    assert families.value_at(some, 1500 * 2**0.5) == pytest.approx(50)
+    assert families.share_to_reach(some, 50.0) == pytest.approx(1500 * 2**0.5 / 6000)
     assert families.share_to_reach(some, 10.0) is None
     assert families.share_to_reach(some, 200.0) == 0.25  # no earlier than the first
 

@@ -94,6 +94,14 @@ def test_samples_kept_are_the_samples_drawn(recipe, field, tmp_path):
 
 def test_training_again_tells_how_far_the_weights_are(recipe, tmp_path):
     networks.train(recipe, tmp_path / "run")
-    assert switch.again(recipe, tmp_path / "run", tmp_path / "again") == {"iterations": 2, "difference": 0.0}
+    again = switch.again(recipe, tmp_path / "run", tmp_path / "again", 0)
+    assert again == {"from": 0, "to": 2, "difference": 0.0}
     other = replace(recipe, train=replace(recipe.train, seed=1))
-    assert switch.again(other, tmp_path / "run", tmp_path / "other")["difference"] > 0
+    assert switch.again(other, tmp_path / "run", tmp_path / "other", 0)["difference"] > 0
+
+
+def test_training_again_may_begin_at_a_checkpoint(recipe, tmp_path):
+    networks.train(recipe, tmp_path / "run")
+    again = switch.again(recipe, tmp_path / "run", tmp_path / "again", 4)
+    assert again == {"from": 4, "to": 6, "difference": 0.0}
+    assert not (tmp_path / "again" / "checkpoints" / "step_00000002").exists()

@@ -54,6 +54,18 @@ def test_a_table_is_of_what_generate_samples_and_nothing_is_sampled_twice(field,
     assert pair.table("table", plans, LOOK) == told
 
 
+def test_one_fraction_may_be_looked_at_closer(field, tmp_path, monkeypatch):
+    monkeypatch.setattr(stitching, "BATCH", 8)
+    both = members(field)
+    pair, plans = stitching.Pair(field, tmp_path / "kept", lambda: both), stitching.fractions((0.0, 0.4, 1.0), 4)
+    told = pair.table("table", plans, replace(LOOK, num=8), closer=16)
+    more = pair.table("table", plans, replace(LOOK, num=16))["plans"]
+    assert told["plans"]["0"]["distance"]["samples"] == 8
+    assert told["closer"]["whole"] == more["0"]["distance"]
+    assert told["closer"]["mixed"] == more["0.4"]["distance"]
+    assert {key: told["closer"][key] for key in ("gap", "half_width", "said")} == more["0.4"]["to_largest"]
+
+
 def costs(small, large):
     entries = (Cost("small", True, small, 0, 0, 0), Cost("large", True, large, 0, 0, 0))
     return Costs("CPU", "float32", 1, 8, "ddim", entries, "")
