@@ -6,14 +6,18 @@ the same time by it (`choose`). Gates and masks see the same timesteps either wa
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from hemstitch.errors import HemstitchError
+from hemstitch.files import write_text
 from hemstitch.marked import name_of
 from hemstitch.models.config import Family
 from hemstitch.recipe import Recipe
@@ -30,6 +34,8 @@ MARKS = (1500, 3000, 4200, 5100, 6000)  # where along training samples are judge
 EVERY = 300  # iterations between checkpoints
 LOOK: dict[str, Any] = {"sampler": "ddim", "steps": 25}
 NUM, FIRST, SAMPLING_SEED = 10_000, 5_000, 1000  # samples at the end; along training, and at the end beside them
+ROUNDED: tuple[Family, ...] = ("dit", "switch_dit")  # which are trained once more
+OTHER_PRODUCTS = {"MKL_CBWR": "COMPATIBLE"}
 GUIDANCE, GUIDED = 1.5, 2_500  # as the papers evaluate, at the end; samples
 
 
@@ -60,9 +66,10 @@ def tasks(folder: Path) -> list[Task]:
             mine, name = recipe(field, family, seed), f"switch/again/{family}-{seed}/{first}"
             do = partial(again, mine, runs / mine.name, folder / "again" / f"{family}-{seed}-{first}", first)
             found.append(Task(name, do, (f"switch/trained/{family}-{seed}",), (marked(mine), first)))
-        mine, run = recipe(field, family, 0, MARKS[0]), folder / "runs" / f"switch-{family}-0-two-threads"
+    for family in ROUNDED:
+        mine, run = recipe(field, family, 0, MARKS[0]), folder / "runs" / f"switch-{family}-0-rounded"
         do = partial(rounded, field, mine, run, folder / "features" / "switch" / "rounded" / family)
-        of = (field.settings, marked(mine), LOOK, FIRST, SAMPLING_SEED)
+        of = (field.settings, marked(mine), LOOK, FIRST, SAMPLING_SEED, OTHER_PRODUCTS)
         found.append(Task(f"switch/rounded/{family}", do, ("switch/field",), of))
     paced = recipes(lambda family: transformer(field, f"pace-{family}", family, steps=1000, log_every=1))
     hashes = {family: one.hash for family, one in paced.items()}
@@ -88,15 +95,22 @@ def again(mine: Recipe, run: Path, out: Path, first: int) -> Result:
 
 
 def rounded(field: Field, mine: Recipe, run: Path, kept: Path) -> Result:
-    """Train seed 0 to the first mark once more by two threads, which add up numbers in another order than one: how far
-    a figure goes by rounding alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    """Train seed 0 to the first mark once more by other routines for matrix products, which add up in another order, as
+    another processor's would: how far a figure goes by rounding alone."""
+    written = run.with_name(f"{run.name}.json")
+    write_text(written, mine.to_json())
+    command = [sys.executable, "-m", "hemstitch", "train", str(written), "--out", str(run), "--device", "cpu"]
+    command += ["--resume"] if Run(run).exists else []
+    training = subprocess.Popen(command, env=os.environ | OTHER_PRODUCTS, start_new_session=True)
     try:
-        trained = train(mine, run)
-    finally:
-        torch.set_num_threads(threads)
-    return trained | judge(field, run, MARKS[0], kept, 0)
+        code = training.wait()
+    except KeyboardInterrupt:
+        training.send_signal(signal.SIGTERM)  # it saves
+        training.wait()
+        raise
+    if code:
+        raise HemstitchError(f"{' '.join(command)} ended with {code}")
+    return train(mine, run) | judge(field, run, MARKS[0], kept, 0)
 
 
 def judge(field: Field, run: Path, mark: int, kept: Path, seed: int) -> Result:

@@ -205,15 +205,15 @@ def attempts(read: Mapping[str, Summary]) -> str:
 
 
 def rounded(summary: Summary) -> str:
-    """Seed 0 by one thread and by two, beside what other seeds come to."""
+    """Seed 0 as it was and rounded otherwise, beside what other seeds come to."""
     rows = []
-    for family, two in summary["rounded"].items():
-        mark = f"{two['steps']}"
+    for family, other in summary["rounded"].items():
+        mark = f"{other['steps']}"
         one = summary["judged"][f"{family}-0/{mark}"]
         values = summary["over_seeds"]["distance"][family][mark]["values"]
         others = ", ".join(f"{value:.2f}" for value in values[1:])
-        rows.append([FAMILY[family], f"{int(mark):,}", of(one["distance"]), of(two["distance"]), others])
-    return table(["", "iterations", "seed 0, one thread", "seed 0, two threads", "other seeds"], rows)
+        rows.append([FAMILY[family], f"{int(mark):,}", of(one["distance"]), of(other["distance"]), others])
+    return table(["", "iterations", "seed 0", "seed 0, rounded otherwise", "other seeds"], rows)
 
 
 # B

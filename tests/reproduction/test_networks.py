@@ -105,3 +105,17 @@ def test_training_again_may_begin_at_a_checkpoint(recipe, tmp_path):
     again = switch.again(recipe, tmp_path / "run", tmp_path / "again", 4)
     assert again == {"from": 4, "to": 6, "difference": 0.0}
     assert not (tmp_path / "again" / "checkpoints" / "step_00000002").exists()
+
+
+def test_training_with_other_rounding_is_another_run_of_the_same_recipe(recipe, field, tmp_path, monkeypatch):
+    monkeypatch.setattr(switch, "judge", lambda field, run, mark, kept, seed: {"distance": {"value": 1.0}})
+    told = switch.rounded(field, recipe, tmp_path / "run", tmp_path / "kept")
+    assert (told["recipe"], told["steps"], told["distance"]) == (networks.marked(recipe)[0], 6, {"value": 1.0})
+    assert switch.rounded(field, recipe, tmp_path / "run", tmp_path / "kept") == told
+
+
+def test_training_with_other_rounding_fails_aloud(recipe, field, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "something").write_text("")
+    with pytest.raises(HemstitchError, match="ended with"):
+        switch.rounded(field, recipe, tmp_path / "run", tmp_path / "kept")
