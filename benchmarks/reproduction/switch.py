@@ -101,7 +101,9 @@ def rounded(field: Field, mine: Recipe, run: Path, kept: Path) -> Result:
     write_text(written, mine.to_json())
     command = [sys.executable, "-m", "hemstitch", "train", str(written), "--out", str(run), "--device", "cpu"]
     command += ["--resume"] if Run(run).exists else []
-    training = subprocess.Popen(command, env=os.environ | OTHER_PRODUCTS, start_new_session=True)
+    training = subprocess.Popen(
+        command, env=os.environ | OTHER_PRODUCTS, stdout=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         code = training.wait()
     except KeyboardInterrupt:
