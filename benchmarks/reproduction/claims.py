@@ -314,7 +314,12 @@ CLAIMS = (
         ("switch",),
         families("switch", "switch_dit to dit", "under_guidance"),
     ),
-    Claim("… and at equal training time", "", ("switch",), families("switch", "switch_dit to dit", "at_equal_time")),
+    Claim(
+        "Switch-DiT is below DiT at equal training time",
+        "",
+        ("switch",),
+        families("switch", "switch_dit to dit", "at_equal_time"),
+    ),
     Claim("Switch-DiT comes to DiT's final distance sooner", "yes, in a figure", ("switch",), sooner),
     Claim("… in at most 70 % of its iterations", "", ("switch",), in_seventy),
     Claim(

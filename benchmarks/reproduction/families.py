@@ -84,7 +84,9 @@ def gap(mine: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
 # Along training
 
 
-def along(judged: Mapping[str, Any], marks: Sequence[int], paces: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def along(
+    judged: Mapping[str, Any], marks: Sequence[int], paces: Mapping[str, Sequence[float]], seeds: Sequence[int] = SEEDS
+) -> dict[str, Any]:
     """All figures by mark; families beside one another at equal iterations and at equal time; and when one comes to the
     final distance of another.
 
@@ -92,7 +94,7 @@ def along(judged: Mapping[str, Any], marks: Sequence[int], paces: Mapping[str, S
     """
     cost = {family: median(a / b for a, b in zip(paces[family], paces["dit"], strict=True)) for family in FAMILIES}
     curves = {
-        family: [{mark: judged[f"{family}-{seed}/{mark}"]["distance"]["value"] for mark in marks} for seed in SEEDS]
+        family: [{mark: judged[f"{family}-{seed}/{mark}"]["distance"]["value"] for mark in marks} for seed in seeds]
         for family in FAMILIES
     }
 
@@ -105,7 +107,7 @@ def along(judged: Mapping[str, Any], marks: Sequence[int], paces: Mapping[str, S
         "over_seeds": {
             figure: {
                 family: {
-                    mark: interval([judged[f"{family}-{seed}/{mark}"][figure]["value"] for seed in SEEDS])
+                    mark: interval([judged[f"{family}-{seed}/{mark}"][figure]["value"] for seed in seeds])
                     for mark in marks
                 }
                 for family in FAMILIES
