@@ -18,11 +18,10 @@ def row(value, error=1.0):
 
 @pytest.fixture
 def published():
-    by_family = {"dit": [40.0, 42.0, 44.0], "switch_dit": [38.0, 39.0, 43.0]}
-    over_seeds = {family: {str(quick.SHORT): {"values": values}} for family, values in by_family.items()}
+    judged = {f"dit-0/{quick.SHORT}": row(42.0), f"switch_dit-0/{quick.SHORT}": row(39.0)}
     plans = {"0": row(10.0), "0.4": row(11.0), "0.8": row(20.0, 2.0)}
     return {
-        "switch": {"over_seeds": {"distance": over_seeds}, "field": {"classifier": "c"}},
+        "switch": {"judged": judged, "field": {"classifier": "c"}},
         "beyond": {"large/switch_dit-0": {"plans": plans}},
     }
 
@@ -54,9 +53,12 @@ def test_what_is_not_lies_outside_and_is_named(tmp_path, published):
     assert "outside" in quick.said(rows).splitlines()[-1]
 
 
-def test_a_further_run_spreads_more_than_a_mean():
-    low, high = quick.a_further_one([1.0, 2.0, 3.0])
-    assert (high - low) / 2 == pytest.approx(4.303 * (1 + 1 / 3) ** 0.5, rel=1e-3)
+def test_other_samples_are_as_uncertain_as_those_published():
+    assert quick.other_samples(10.0, {"error": 1.0}) == pytest.approx(
+        (10 - 1.96 * 2**0.5, 10 + 1.96 * 2**0.5), rel=1e-4
+    )
+    low, high = quick.other_samples(0.0, {"error": 3.0}, {"error": 4.0})
+    assert (high - low) / 2 == pytest.approx(1.96 * 2**0.5 * 5, rel=1e-4)
 
 
 def test_without_published_figures_there_is_nothing_to_hold_against(tmp_path):
