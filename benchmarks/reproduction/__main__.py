@@ -1,6 +1,6 @@
 """The papers' claims, reproduced: trained, sampled, judged, and written up.
 
-    python -m benchmarks.reproduction                                  # all of it, some 25 hours of one CPU core
+    python -m benchmarks.reproduction                                  # all of it, some 40 hours of one CPU core
     python -m benchmarks.reproduction --part switch,stitching          # some parts
     python -m benchmarks.reproduction --workers 2                      # beside one another, on a core each
     python -m benchmarks.reproduction --part write                     # results and figures of what there is by now

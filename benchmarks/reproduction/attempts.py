@@ -7,7 +7,7 @@ and the process, which is not that of the papers.
 
 from __future__ import annotations
 
-import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,15 +15,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hemstitch.marked import name_of
 from hemstitch.models.config import Family
 from hemstitch.recipe import Recipe
-from hemstitch.run import Run
 
 from . import networks, switch
 from .families import FAMILIES, FIGURES, PAIRS, SEEDS, SOONER, gap, interval
 from .fields import BATCH, Field, fashion, judged, told
-from .networks import at, marked, transformer
+from .networks import at, begin_at, marked, transformer
 from .work import Ledger, Result, Task
 
 TWO: tuple[Family, ...] = ("dit", "switch_dit")
@@ -31,7 +29,7 @@ TUNING_SEED = 200  # of training that begins with part A's weights; of its first
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Attempt(ABC):
     """differs: from part A in what, for a reader. marks: iterations after which samples are judged. num: how many."""
 
     differs: str
@@ -39,12 +37,13 @@ class Attempt:
     marks: tuple[int, ...]
     num: int
 
+    @abstractmethod
     def recipe(self, field: Field, name: str, family: Family, seed: int) -> Recipe:
-        raise NotImplementedError
+        """What is trained."""
 
+    @abstractmethod
     def train(self, recipe: Recipe, begun: Path, out: Path) -> Result:
         """begun: the run of part A of that family and seed."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,7 @@ class GoneOn(Attempt):
         return replace(mine, train=replace(mine.train, checkpoint_every=4 * switch.EVERY))
 
     def train(self, recipe: Recipe, begun: Path, out: Path) -> Result:
-        if not Run(out).exists:
-            last = name_of(switch.STEPS)
-            shutil.copytree(Run(begun).checkpoints / last, Run(out).checkpoints / last, dirs_exist_ok=True)
-            for name in ("provenance.jsonl", "metrics.jsonl", "recipe.json"):  # a folder with the last of them goes on
-                shutil.copy(begun / name, out)
+        begin_at(begun, switch.STEPS, out, "provenance.jsonl", "metrics.jsonl")
         return networks.train(recipe, out)
 
 

@@ -1,7 +1,7 @@
 """Hyper-parameters, chosen for the DiT by its own quality; all three families have them.
 
-The process was chosen before any other family was trained. That the rate is the best of its neighbours for the process
-that was chosen was looked at afterwards. Width, depth, batch and averaging are by judgement.
+The process was chosen before any other family was trained. The rate's neighbours, under the process that was chosen,
+were looked at afterwards. Width, depth, batch and averaging are by judgement.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -77,6 +78,15 @@ def train(recipe: Recipe, folder: Path) -> Result:
         "parameters": hs.describe(hs.load(folder)).parameters,
         "sittings": {str(one["step"]): one["commit"] for one in sittings if one["step"] < recipe.train.steps},
     }
+
+
+def begin_at(run: Path, step: int, out: Path, *records: str) -> None:
+    """Make a run that goes on from a checkpoint of another, unless there is one. records: files of it to take along."""
+    if not Run(out).exists:
+        held, copy = (Run(one).checkpoints / name_of(step) for one in (run, out))
+        shutil.copytree(held, copy, dirs_exist_ok=True)
+        for name in (*records, "recipe.json"):  # the last of them makes the folder a run
+            shutil.copy(run / name, out)
 
 
 def at(folder: Path, step: int) -> NetDenoiser:

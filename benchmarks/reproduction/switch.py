@@ -7,7 +7,6 @@ the same time by it (`choose`). Gates and masks see the same timesteps either wa
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from typing import Any
 
 from hemstitch.errors import HemstitchError
 from hemstitch.files import write_text
-from hemstitch.marked import name_of
 from hemstitch.models.config import Family
 from hemstitch.recipe import Recipe
 from hemstitch.run import Run
@@ -26,7 +24,7 @@ from hemstitch.train.fit import fit
 
 from .families import FAMILIES, FIGURES, PAIRS, along, gap, interval, pace, recipes
 from .fields import BATCH, Field, classes, fashion, judged, sampled_rows, told
-from .networks import at, marked, train, transformer
+from .networks import at, begin_at, marked, train, transformer
 from .work import Ledger, Result, Stopped, Task
 
 SEEDS = (0, 1, 2, 3, 4)  # the last two were added when three had left Switch-DiT beside DiT undecided
@@ -82,10 +80,8 @@ def tasks(folder: Path) -> list[Task]:
 def again(mine: Recipe, run: Path, out: Path, first: int) -> Result:
     """Train from one checkpoint of a run (0 is the start) to the next once more: how far its averaged weights then are
     from those that the run had there, which may have been trained in other sittings, by other commits."""
-    if first and not Run(out).exists:
-        held, copy = (Run(one).checkpoints / name_of(first) for one in (run, out))
-        shutil.copytree(held, copy, dirs_exist_ok=True)
-        shutil.copy(run / "recipe.json", out)  # last: a folder with it goes on
+    if first:
+        begin_at(run, first, out)
     for progress in fit(mine, out, resume=Run(out).exists, device="cpu"):
         if progress.stopped:
             raise Stopped
