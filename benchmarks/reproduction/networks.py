@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+import torch
+
 import hemstitch as hs
 from hemstitch.denoiser import NetDenoiser
+from hemstitch.identity import identity
 from hemstitch.marked import name_of
 from hemstitch.models.config import Family, NetConfig
 from hemstitch.process import PredictionType, Process, Schedule
@@ -51,7 +54,7 @@ def transformer(
         ema=0.998,
         clip=1.0,
         flip=False,
-        precision="fp32",
+        precision="bf16",
         checkpoint_every=500,
         log_every=50,
         sample_every=0,
@@ -76,6 +79,7 @@ def train(recipe: Recipe, folder: Path) -> Result:
         "steps": recipe.train.steps,
         "milliseconds_a_step": 1000 * recipe.train.batch / median(rates),
         "parameters": hs.describe(hs.load(folder)).parameters,
+        "averaged_weights": identity(at(folder, recipe.train.steps)),
         "sittings": {str(one["step"]): one["commit"] for one in sittings if one["step"] < recipe.train.steps},
     }
 
@@ -90,5 +94,5 @@ def begin_at(run: Path, step: int, out: Path, *records: str) -> None:
 
 
 def at(folder: Path, step: int) -> NetDenoiser:
-    """The averaged weights of a run as they were after so many steps."""
-    return hs.load(Run(folder).checkpoints / name_of(step) / "ema.safetensors")
+    """The averaged weights of a run as they were after so many steps, in bfloat16, by which all figures are."""
+    return hs.load(Run(folder).checkpoints / name_of(step) / "ema.safetensors").to(dtype=torch.bfloat16)
