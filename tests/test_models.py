@@ -6,6 +6,7 @@ import torch
 from hemstitch import HemstitchError, NetConfig, Process, build, describe
 from hemstitch.description import parameters_of
 from hemstitch.models import switch_dit
+from hemstitch.models.layers import attend
 from hemstitch.models.switch_dit import top_k_mask
 from hemstitch.train.objective import Objective
 
@@ -209,3 +210,20 @@ def test_bad_presets_are_refused():
         build("dit_m2")
     with pytest.raises(HemstitchError, match=r"describe its members|hemstitch counts"):
         describe(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("tokens", [49, 300])  # by plain products, and fused
+def test_attention_in_bfloat16_is_attention(tokens):
+    drawn = torch.Generator().manual_seed(0)
+    given = [torch.randn(2, 3, tokens, 8, generator=drawn) for _ in range(3)]
+    weight = torch.randn(2, 3, tokens, 8, generator=drawn)
+
+    def run(dtype):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in given]
+        out = attend(*leaves)
+        (out.float() * weight).sum().backward()
+        assert out.dtype is dtype
+        return [out.float(), *(leaf.grad.float() for leaf in leaves)]
+
+    for half, whole in zip(run(torch.bfloat16), run(torch.float32), strict=True):
+        assert (half - whole).norm() < 0.02 * whole.norm()

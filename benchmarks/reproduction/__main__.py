@@ -1,13 +1,14 @@
 """The papers' claims, reproduced: trained, sampled, judged, and written up.
 
-    python -m benchmarks.reproduction                                  # all of it, some 40 hours of one CPU core
+    python -m benchmarks.reproduction                                  # all of it, some 20 hours of one CPU core
     python -m benchmarks.reproduction --part switch,stitching          # some parts
     python -m benchmarks.reproduction --workers 2                      # beside one another, on a core each
     python -m benchmarks.reproduction --part write                     # results and figures of what there is by now
+    python -m benchmarks.reproduction --take                           # what is published is done: the rest alone
     python -m benchmarks.reproduction --part quick --workers 2         # a quarter of an hour: one seed of A and B
 
 Every part goes on where it was stopped (Ctrl-C, SIGTERM or worse); a task that is done is not done again. Results are
-under OUT/results, one file for each task; `write` puts those of each part together in benchmarks/results and brings the
+under OUT/results, one file for each task; `write` copies them into benchmarks/results/reproduction, and brings the
 tables and pictures of docs/reproduction.md up to date. `quick` holds its figures against the published intervals and
 ends with 1 where one lies outside. `release` packs the models that `hemstitch quickstart --pretrained` shows.
 """
@@ -43,6 +44,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes, each on one core")
     parser.add_argument("--only", default="", help="tasks whose names begin so, and nothing else")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of several: results, and no more
+    parser.add_argument("--take", action="store_true", help="begin with the published results")
     parser.add_argument("--list", action="store_true", help="say what is done and what is left")
     known = parser.parse_args()
     asked = known.part.split(",")
@@ -51,6 +53,8 @@ def main() -> int:
         parser.error(f"parts are {', '.join(ALL)}, not {', '.join(unknown)}")
     chosen = [part for part in (*PARTS, "quick") if part in asked]
     try:
+        if known.take and not known.worker:
+            import_module(f"{__package__}.write").take(known.out)
         if chosen and not known.list and not known.worker:
             code = together(known.out, chosen, known.only, known.workers)
         else:

@@ -30,7 +30,7 @@ from hemstitch.recipe import Recipe
 
 from .families import FIGURES, SEEDS, gap, interval
 from .fields import Field, digits, judged, told
-from .networks import at, marked, train, transformer
+from .networks import at, held, marked, train, transformer
 from .work import Ledger, Result, Task
 
 STEPS = 1200
@@ -168,13 +168,13 @@ VARIANTS = (
 def tasks(folder: Path) -> list[Task]:
     where, runs = digits(folder), folder / "runs"
     shared = base(where)
-    found = [Task("ablations/field", where.prepare, of=where.settings)]
+    found = [where.task("ablations/field")]
     for seed in SEEDS:
         for variant in VARIANTS:
             recipe = variant.recipe(shared, seed)
             run, trained = runs / recipe.name, f"ablations/trained/{variant.name}-{seed}"
             of = (marked(recipe), variant.network.__name__)
-            found.append(Task(trained, partial(taught, variant, recipe, run), of=of))
+            found.append(Task(trained, partial(taught, variant, recipe, run), (), of, held(run, recipe.train.steps)))
             for mark in reversed(MARKS):
                 name = f"ablations/judged/{variant.name}-{seed}/{mark}"
                 do = partial(judge, where, variant, run, mark, folder / "features" / name, seed)

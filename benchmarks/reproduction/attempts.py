@@ -19,9 +19,9 @@ from hemstitch.models.config import Family
 from hemstitch.recipe import Recipe
 
 from . import networks, switch
-from .families import FAMILIES, FIGURES, PAIRS, SEEDS, SOONER, gap, interval
+from .families import FIGURES, PAIRS, SEEDS, SOONER, gap, interval
 from .fields import BATCH, Field, fashion, judged, told
-from .networks import at, begin_at, marked, transformer
+from .networks import at, begin_at, held, marked, transformer
 from .work import Ledger, Result, Task
 
 TWO: tuple[Family, ...] = ("dit", "switch_dit")
@@ -91,15 +91,15 @@ class Tuned(Attempt):
 
 ATTEMPTS: Mapping[str, Attempt] = MappingProxyType(
     {
-        "cooled": Tuned("1,500 more at a tenth of the rate", FAMILIES, (1500,), switch.FIRST, learning_rate=3e-4),
+        "cooled": Tuned("1,000 more at a tenth of the rate", TWO, (1000,), switch.FIRST, learning_rate=3e-4),
         "process": Anew(
             "linear betas, eps prediction",
             TWO,
-            (2100, 3000),
+            (2800, 4000),
             switch.FIRST // 2,
             {"schedule": "linear", "prediction": "eps"},
         ),
-        "longer": GoneOn("twice as long", TWO, (8400, 12_000), switch.FIRST),
+        "longer": GoneOn("twice as long", TWO, (5600, 8000), switch.FIRST),
     }
 )
 
@@ -115,7 +115,7 @@ def tasks(folder: Path) -> list[Task]:
                 name = f"{key}/{family}-{seed}"
                 trained, begun = f"attempts/trained/{name}", f"switch/trained/{family}-{seed}"
                 do = partial(attempt.train, mine, runs / base.name, run)
-                found.append(Task(trained, do, (begun,), (marked(mine), marked(base))))
+                found.append(Task(trained, do, (begun,), (marked(mine), marked(base)), held(run, mine.train.steps)))
                 for mark in attempt.marks:
                     kept = folder / "features" / "attempts" / name / f"{mark}"
                     do = partial(judge, where, run, mark, attempt.num, kept, seed)

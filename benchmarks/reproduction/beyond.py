@@ -30,7 +30,7 @@ from hemstitch.stitch.search.probes import Priced, fewer_steps, smallest_fractio
 from . import stitching, switch
 from .families import SEEDS, gap, interval
 from .fields import BATCH, Field, classes, distance_of, fashion, sampled_rows, told
-from .networks import at, marked, train, transformer
+from .networks import at, marked, training, transformer
 from .stitching import CLOSE, FEW, FIFTHS, SEED, TENTHS, Look, Pair, fractions
 from .work import Ledger, Result, Task
 
@@ -118,10 +118,7 @@ def tasks(folder: Path) -> list[Task]:
     shared = Pair(field, folder / "samples" / "stitching", load(*one))
     guides = partial(guided, field, load(*one), folder / "features" / "guided")
     return [
-        *(
-            Task(made_by[key], partial(train, recipes[key], runs / recipes[key].name), of=marked(recipes[key]))
-            for key in ("small eps", "flow")
-        ),
+        *(training(made_by[key], recipes[key], runs) for key in ("small eps", "flow")),
         *(
             table(f"large/{family}-{seed}", "small", f"{family}-{seed}", replace(SHORT, first=seed * FEW))
             for family, seed in larges  # other samples for every training seed

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .fields import BATCH, Field, fashion, judged, told
-from .networks import at, marked, train, transformer
+from .networks import at, marked, training, transformer
 from .work import Ledger, Result, Task
 
 # Process, batch and rate; the first is what was chosen.
@@ -35,7 +35,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 def tasks(folder: Path) -> list[Task]:
     field, runs = fashion(folder), folder / "runs"
-    found = [Task("switch/field", field.prepare, of=field.settings)]
+    found = [field.task("switch/field")]
     for process, batch, rate in OPTIONS:
         schedule, prediction = process.split()
         name = f"choose-{schedule}-{prediction}-{batch}-{rate}"
@@ -48,7 +48,7 @@ def tasks(folder: Path) -> list[Task]:
             learning_rate=float(rate),
             steps=IMAGES // batch,
         )
-        found.append(Task(f"choose/trained/{name}", partial(train, recipe, runs / name), of=marked(recipe)))
+        found.append(training(f"choose/trained/{name}", recipe, runs))
         for look in LOOKS if (process, batch, rate) == OPTIONS[0] else ("ddim 25",):
             judge = partial(_judge, field, runs / name, IMAGES // batch, folder / "features" / name / look, look)
             needs = ("switch/field", f"choose/trained/{name}")

@@ -31,7 +31,7 @@ from hemstitch.stitch.search.cost import Costs, measure_costs
 from . import emoji
 from .families import FAMILIES, SEEDS, along, pace, recipes
 from .fields import BATCH, Field, classes, judged, told
-from .networks import at, marked, train, transformer
+from .networks import at, marked, training, transformer
 from .stitching import CLOSE, ROUNDS, TENTHS, Look, Pair, at_equal_time, fractions, seconds, shorter, speed
 from .work import Ledger, Result, Task
 
@@ -73,14 +73,14 @@ def small(field: Field) -> Recipe:
 def tasks(folder: Path) -> list[Task]:
     field, runs, ledger = pictures(folder), folder / "runs", Ledger(folder / "results")
     found = [
-        Task("colour/pictures", partial(emoji.prepare, folder / "emoji")),
-        Task("colour/field", partial(prepare, field), ("colour/pictures",), field.settings),
+        Task("colour/pictures", partial(emoji.prepare, folder / "emoji"), keeps=emoji.paths(folder / "emoji")[-1]),
+        Task("colour/field", partial(prepare, field), ("colour/pictures",), field.settings, field.classifier_path),
     ]
     for seed in SEEDS:
         for family in FAMILIES:
             run, trained = runs / f"colour-{family}-{seed}", f"colour/trained/{family}-{seed}"
             mine = recipe(field, family, seed)
-            found.append(Task(trained, partial(train, mine, run), ("colour/pictures",), marked(mine)))
+            found.append(training(trained, mine, runs, "colour/pictures"))
             for mark in reversed(MARKS):
                 name = f"colour/judged/{family}-{seed}/{mark}"
                 do = partial(judge, field, run, mark, folder / "features" / name, seed)
@@ -108,8 +108,7 @@ def tasks(folder: Path) -> list[Task]:
         return pair.table("fractions", fewer(), TABLE)
 
     of = (field.settings, marked(small(field)), marked(recipe(field, "dit", 0)), TABLE)
-    learn_small = partial(train, small(field), runs / "colour-small")
-    found.append(Task("colour/trained/small", learn_small, ("colour/pictures",), marked(small(field))))
+    found.append(training("colour/trained/small", small(field), runs, "colour/pictures"))
     both = ("colour/trained/dit-0", "colour/trained/small")
     found.append(Task("colour/costs", lambda: measured(members()), both, of))
     needs = ("colour/field", "colour/costs", *both)

@@ -32,6 +32,8 @@ from hemstitch.files import save_tensors, write_atomic
 from hemstitch.identity import identity
 from hemstitch.stitch.search.judge import Frechet, Pixels
 
+from .work import Task
+
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 BATCH = 125  # samples at a time, wherever a figure is of samples: their noise is the same under any
 
@@ -64,6 +66,10 @@ class Field:
     @property
     def classifier_path(self) -> Path:
         return self.folder / f"{self.name}-classifier-{self.classifier_steps}.safetensors"
+
+    def task(self, name: str) -> Task:
+        """The task that prepares it."""
+        return Task(name, self.prepare, of=self.settings, keeps=self.classifier_path)
 
     def prepare(self) -> dict[str, Any]:
         """Train the classifier, if there is none yet, and say what it is worth: a result of a task.

@@ -106,7 +106,7 @@ def trial(field: Field, folder: Path, members: Mapping[str, Trained], key: str, 
                 ITERATIONS,
                 TRAINING_SEED + seed,
             )
-            found.append(Task(after.task, do, (before.task,), settings))
+            found.append(Task(after.task, do, (before.task,), settings, networks.held(after.run, ITERATIONS)))
             mine[name] = after
     judged_as = f"intervals/judged/{key}/{way}/{seed}"
     paths = {name: member.run for name, member in mine.items()}

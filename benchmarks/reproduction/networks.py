@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -21,7 +22,7 @@ from hemstitch.run import Run
 from hemstitch.train.fit import fit
 
 from .fields import Field
-from .work import Result, Stopped
+from .work import Result, Stopped, Task
 
 CHECKPOINTS = 1000  # kept: all of them
 
@@ -63,6 +64,17 @@ def transformer(
     return Recipe(name, net, Process(schedule, prediction), DataRecipe(kind, path, size), replace(common, **train))
 
 
+def training(name: str, recipe: Recipe, runs: Path, *needs: str) -> Task:
+    """The task that trains a recipe into a folder of its name."""
+    run = runs / recipe.name
+    return Task(name, partial(train, recipe, run), needs, marked(recipe), held(run, recipe.train.steps))
+
+
+def held(run: Path, step: int) -> Path:
+    """Where a run has its averaged weights after so many steps."""
+    return Run(run).checkpoints / name_of(step) / "ema.safetensors"
+
+
 def train(recipe: Recipe, folder: Path) -> Result:
     """Train, or go on, to the last step: a result of a task. Raises `Stopped` where it was asked to stop, and
     HemstitchError if the folder holds a run of another recipe.
@@ -95,4 +107,4 @@ def begin_at(run: Path, step: int, out: Path, *records: str) -> None:
 
 def at(folder: Path, step: int) -> NetDenoiser:
     """The averaged weights of a run as they were after so many steps, in bfloat16, by which all figures are."""
-    return hs.load(Run(folder).checkpoints / name_of(step) / "ema.safetensors").to(dtype=torch.bfloat16)
+    return hs.load(held(folder, step)).to(dtype=torch.bfloat16)

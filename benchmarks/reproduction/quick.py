@@ -1,11 +1,11 @@
 """One seed of shortened parts A and B, held against the published intervals: minutes instead of days.
 
 A: a DiT and a Switch-DiT of seed 0 up to the first judged checkpoint. A second run of a seed is not quite the same run:
-sums are rounded otherwise on other processors, by which its distance was seen to move by less than it does from one set
-of samples to another (`switch.rounded`). So a figure is held against the interval, 95 %, that other samples of the
-published run would have. B: the fractions 0, .4 and .8 of the
-models that come with hemstitch, whose samples are the published ones but for rounding, held against the intervals that
-were published for them. Distances are in the features of the classifier that comes with the models.
+sums are rounded otherwise on other processors; training in float32 tells by how much more than that a distance moves
+(`switch.rounded`). A figure is held against the interval, 95 %, that other samples of the published run would have. B:
+the fractions 0, .4 and .8 of the models that come with hemstitch, whose samples are the published ones but for
+rounding, held against the intervals that were published for them. Distances are in the features of the classifier that
+comes with the models.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 import hemstitch as hs
 from hemstitch.errors import HemstitchError
 from hemstitch.evaluate.score import NORMAL_95
-from hemstitch.files import read_json_file
 from hemstitch.pretrained import CLASSIFIER, unpack
 
 from . import beyond, stitching, switch
@@ -30,7 +31,8 @@ from .work import Ledger, Result, Task
 FRACTIONS = (0.0, 0.4, 0.8)
 SHORT = switch.MARKS[0]
 FAMILIES = ("dit", "switch_dit")
-RESULTS = Path("benchmarks/results")
+TABLE = "beyond/large/switch_dit-0"  # of the models that come with hemstitch
+RESULTS = Path("benchmarks/results/reproduction")
 
 
 class Held(NamedTuple):
@@ -63,7 +65,7 @@ def tasks(folder: Path) -> list[Task]:
 
 def unpacked(field: Field, out: Path) -> Result:
     """The models and the classifier that come with hemstitch, in their places, if figures of them were published."""
-    about, judged_by = unpack(out), published()["switch"]["field"]["classifier"]
+    about, judged_by = unpack(out), published()["switch/field"]["classifier"]
     if about.extractor != judged_by:
         raise HemstitchError(
             f"the models come with the classifier {about.extractor}, and the published figures are of {judged_by}: "
@@ -77,18 +79,18 @@ def unpacked(field: Field, out: Path) -> Result:
 
 
 def members(folder: Path) -> dict[str, Any]:
-    return {name: hs.load(folder / f"{name}.safetensors") for name in ("small", "large")}
+    return {name: hs.load(folder / f"{name}.safetensors").to(dtype=torch.bfloat16) for name in ("small", "large")}
 
 
-def published(results: Path = RESULTS) -> dict[str, Any]:
-    """The results that are held against, by part. HemstitchError where there are none."""
-    found = {}
-    for part in ("switch", "beyond"):
-        path = results / f"reproduction-{part}.json"
-        if not path.exists():
-            raise HemstitchError(f"there is no {path} to hold figures against: run this in the repository's folder")
-        found[part] = read_json_file(path)
-    return found
+def published(results: Path = RESULTS) -> Ledger:
+    """The results that are held against. HemstitchError where there are none."""
+    ledger = Ledger(results)
+    for name in ("switch/field", TABLE, *(f"switch/judged/{family}-0/{SHORT}" for family in FAMILIES)):
+        if not ledger.done(name):
+            raise HemstitchError(
+                f"there is no {ledger.path(name)} to hold figures against: run this in the repository's folder"
+            )
+    return ledger
 
 
 def said(rows: list[Held]) -> str:
@@ -101,11 +103,11 @@ def said(rows: list[Held]) -> str:
     return "\n".join([*lines, f"{outside} of {len(rows)} outside" if outside else f"all {len(rows)} inside"])
 
 
-def compared(ledger: Ledger, published: Mapping[str, Any]) -> list[Held]:
+def compared(ledger: Ledger, published: Ledger) -> list[Held]:
     """Distances and gaps made here, beside what was published for them."""
     rows, mine, theirs = [], {}, {}
     for family in FAMILIES:
-        theirs[family] = published["switch"]["judged"][f"{family}-0/{SHORT}"]["distance"]
+        theirs[family] = published[f"switch/judged/{family}-0/{SHORT}"]["distance"]
         mine[family] = ledger[f"quick/judged/{family}"]["distance"]["value"]
         rows.append(
             Held(
@@ -117,7 +119,7 @@ def compared(ledger: Ledger, published: Mapping[str, Any]) -> list[Held]:
     gap = theirs["switch_dit"]["value"] - theirs["dit"]["value"]
     held = other_samples(gap, *theirs.values())
     rows.append(Held("switch_dit less dit", mine["switch_dit"] - mine["dit"], *held))
-    plans, known = ledger["quick/fractions"]["plans"], published["beyond"]["large/switch_dit-0"]["plans"]
+    plans, known = ledger["quick/fractions"]["plans"], published[TABLE]["plans"]
     for r, row in plans.items():
         value, half = known[r]["distance"]["value"], NORMAL_95 * known[r]["distance"]["error"]
         rows.append(Held(f"small on {r} of the steps", row["distance"]["value"], value - half, value + half))

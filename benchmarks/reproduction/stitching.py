@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +31,7 @@ from hemstitch.stitch.search.trunk import Candidate, Ground
 
 from . import switch
 from .fields import BATCH, Field, classes, distance_of, draws, fashion, of, told
-from .networks import at, marked, train, transformer
+from .networks import at, marked, training, transformer
 from .work import Ledger, Result, Task
 
 STEPS = 50
@@ -41,7 +40,7 @@ FIFTHS = tuple(i / 5 for i in range(6))
 NUM, FEW = 16 * BATCH, 8 * BATCH  # samples of a plan: in the table, and in what surrounds it
 SEED = 2000
 AROUND = 0.4  # the fraction that the large member alone is held against wherever a setting is another
-CLOSE, CLOSER = 20 * BATCH, 80 * BATCH  # samples by which it is held against: around the table, and in it
+CLOSE, CLOSER = 20 * BATCH, 40 * BATCH  # samples by which it is held against: around the table, and in it
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,11 @@ class Look:
 
 
 def small(field: Field) -> Recipe:
-    return transformer(field, "stitching-small", width=48, depth=2, steps=16_000)
+    return transformer(field, "stitching-small", width=48, depth=2, steps=12_000)
 
 
 def middle(field: Field) -> Recipe:
-    return transformer(field, "stitching-middle", width=96, depth=3, steps=8_000)
+    return transformer(field, "stitching-middle", width=96, depth=3, steps=6_000)
 
 
 @dataclass(frozen=True)
@@ -159,14 +158,7 @@ def shorter(costs: Costs, values: Sequence[float], look: Look) -> dict[str, Plan
 def tasks(folder: Path) -> list[Task]:
     field, runs = fashion(folder), folder / "runs"
     recipes = {"small": small(field), "middle": middle(field), "large": switch.recipe(field, "dit", 0)}
-    found = [
-        Task(
-            f"stitching/trained/{name}",
-            partial(train, recipes[name], runs / recipes[name].name),
-            of=marked(recipes[name]),
-        )
-        for name in ("small", "middle")
-    ]
+    found = [training(f"stitching/trained/{name}", recipes[name], runs) for name in ("small", "middle")]
 
     def load(*names: str) -> Callable[[], dict[str, Denoiser]]:
         return lambda: {name: at(runs / recipes[name].name, recipes[name].train.steps) for name in names}

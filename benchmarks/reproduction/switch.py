@@ -17,7 +17,7 @@ from hemstitch.recipe import Recipe
 
 from .families import FAMILIES, FIGURES, PAIRS, along, gap, interval, pace, recipes
 from .fields import BATCH, Field, classes, fashion, judged, sampled_rows, told
-from .networks import at, marked, train, transformer
+from .networks import at, marked, train, training, transformer
 from .work import Ledger, Result, Task
 
 SEEDS = (0, 1, 2)
@@ -37,12 +37,12 @@ def recipe(field: Field, family: Family, seed: int, steps: int = STEPS) -> Recip
 
 def tasks(folder: Path) -> list[Task]:
     field, runs = fashion(folder), folder / "runs"
-    found = [Task("switch/field", field.prepare, of=field.settings)]
+    found = [field.task("switch/field")]
     for seed in SEEDS:
         for family in FAMILIES:
             mine = recipe(field, family, seed)
             trained = f"switch/trained/{family}-{seed}"
-            found.append(Task(trained, partial(train, mine, runs / mine.name), of=marked(mine)))
+            found.append(training(trained, mine, runs))
             for mark in reversed(MARKS):
                 name = f"switch/judged/{family}-{seed}/{mark}"
                 do = partial(judge, field, runs / mine.name, mark, folder / "features" / name, seed)

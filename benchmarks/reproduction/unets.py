@@ -45,6 +45,7 @@ from .work import Ledger, Result, Stopped, Task
 
 STEPS = 50
 NUM, FIRST_SEED = 16 * BATCH, 5_000_000  # far from the seeds of training, which are its steps
+KEPT = "model_index.json"  # of a pipeline, what is written last
 AS_LONG_AS = ("0.2", "0.4", "0.6", "0.8")  # fractions that fewer steps of the large U-Net are held against
 FIGURES = ("distance", "precision", "recall")
 
@@ -91,7 +92,10 @@ def tasks(folder: Path) -> list[Task]:
         return seconds(pair, {"0": Way(STEPS)} | shorter(), kept)
 
     return [
-        *(Task(f"unets/trained/{name}", partial(train, field, m, pair / name), of=m) for name, m in MEMBERS.items()),
+        *(
+            Task(f"unets/trained/{name}", partial(train, field, m, pair / name), of=m, keeps=pair / name / KEPT)
+            for name, m in MEMBERS.items()
+        ),
         Task("unets/time", partial(seconds, pair, fractions(), kept), trained, of),
         Task("unets/fractions", partial(table, field, pair, fractions(), NUM, kept), judged, of),
         Task("unets/fewer steps", lambda: table(field, pair, shorter(), NUM, kept), (*judged, "unets/fractions"), of),

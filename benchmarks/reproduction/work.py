@@ -23,18 +23,27 @@ from hemstitch.provenance import provenance
 
 Result = dict[str, Any]
 PATIENCE = 5.0  # seconds
+# Of a result: what is as it was, when a task is done once more.
+SAME = ("averaged_weights", "classifier", "held_out_error")
 
 
 @dataclass(frozen=True)
 class Task:
     """name: of its result, "switch/dit-0/8000". do: makes the result, of what was made before. needs: names of tasks
     that come first. of: what the result hangs on but the needs and the code, settings of equal `repr` if they are
-    equal: a result that was made of others is not its own."""
+    equal: a result that was made of others is not its own. keeps: what it makes besides its result, where others read
+    it: lost, it is made again for them."""
 
     name: str
     do: Callable[[], Result]
     needs: tuple[str, ...] = ()
     of: object = None
+    keeps: Path | None = None
+
+    @property
+    def there(self) -> bool:
+        """Whether what it keeps is; or it keeps nothing."""
+        return self.keeps is None or self.keeps.exists()
 
     @property
     def mark(self) -> str:
@@ -94,7 +103,10 @@ class Ledger:
             yield True
 
     def do(self, task: Task, origin: Mapping[str, str], say: Callable[[str], None]) -> None:
-        """Do a task and write its result, with where it came from and what it took, in all sittings."""
+        """Do a task and write its result, with where it came from and what it took, in all sittings.
+
+        A result that is there stays, and what was made again for it is to be the same. Raises HemstitchError if not.
+        """
         say(f"{task.name} …")
         began, cpu = time.perf_counter(), time.process_time()
         path = self.folder / ".took" / f"{task.name.replace('/', '+')}.json"
@@ -108,6 +120,17 @@ class Ledger:
                 "sittings": before["sittings"] + 1,
             }
             write_text(path, json.dumps(took))
+        if self.done(task.name):
+            held = self[task.name]
+            if any(held.get(key) != result.get(key) for key in SAME):
+                if task.keeps is not None:
+                    task.keeps.rename(task.keeps.with_name(f"{task.keeps.name}.other"))
+                raise HemstitchError(
+                    f"{task.name} was made again and is another, for sums are rounded otherwise here: remove "
+                    f"{self.path(task.name)} and the results of what needs it, or choose another folder (--out)"
+                )
+            path.unlink()
+            return
         told = {**result, "settings": task.mark, "took": took}
         told["provenance"] = {**origin, "date": provenance()["date"]}
         self.path(task.name).parent.mkdir(parents=True, exist_ok=True)
@@ -135,12 +158,12 @@ def work(tasks: Sequence[Task], ledger: Ledger, say: Callable[[str], None] = pri
     """Do what there is to do, in order, and wait for what other workers are at. Returns the names of tasks that failed;
     what needs them is left. Raises as `Ledger.check`, and ValueError for needs that no task makes."""
     ledger.check(tasks)
-    known = {task.name for task in tasks}
+    by_name = {task.name: task for task in tasks}
     lost = [
         f"{task.name} needs {need}"
         for task in tasks
         for need in task.needs
-        if need not in known and not ledger.done(need)
+        if need not in by_name and not ledger.done(need)
     ]
     if lost:
         raise ValueError(f"tasks need what no task makes: {', '.join(lost)}")
@@ -148,7 +171,8 @@ def work(tasks: Sequence[Task], ledger: Ledger, say: Callable[[str], None] = pri
     origin = provenance()  # of the code as it was read, whatever is committed meanwhile
     while True:
         left = [t for t in tasks if not ledger.done(t.name) and t.name not in failed]
-        ready = [t for t in left if all(map(ledger.done, t.needs))]
+        left = [*_lost(left, by_name, ledger, failed), *left]
+        ready = [t for t in left if all(ledger.done(n) and (n not in by_name or by_name[n].there) for n in t.needs)]
         if not any(_tried(task, ledger, failed, origin, say) for task in ready):
             blocked = [t for t in left if not _hopeless(t, tasks, failed)]
             if not blocked:
@@ -156,12 +180,27 @@ def work(tasks: Sequence[Task], ledger: Ledger, say: Callable[[str], None] = pri
             time.sleep(PATIENCE)  # others are at the rest
 
 
+def _lost(left: Sequence[Task], by_name: Mapping[str, Task], ledger: Ledger, failed: Sequence[str]) -> list[Task]:
+    """What these need, at whatever remove, that was done and is no longer there."""
+    found: dict[str, Task] = {}
+
+    def add(task: Task) -> None:
+        for need in (by_name[name] for name in task.needs if name in by_name):
+            if need.name not in {*found, *failed} and ledger.done(need.name) and not need.there:
+                add(need)
+                found[need.name] = need
+
+    for task in left:
+        add(task)
+    return list(found.values())
+
+
 def _tried(
     task: Task, ledger: Ledger, failed: list[str], origin: Mapping[str, str], say: Callable[[str], None]
 ) -> bool:
     """Whether this worker had the task for itself, and so did it or failed at it."""
     with ledger.held(task.name) as mine:
-        if not mine or ledger.done(task.name):
+        if not mine or (ledger.done(task.name) and task.there):
             return False
         try:
             ledger.do(task, origin, say)

@@ -1,4 +1,4 @@
-"""Results into benchmarks/results, and their tables and pictures into docs/reproduction.md.
+"""Results into benchmarks/results/reproduction, and their tables and pictures into docs/reproduction.md.
 
 Between `<!-- NAME -->` and `<!-- / -->` the document is written by this; the rest, what the figures mean, by people.
 """
@@ -17,36 +17,59 @@ from hemstitch.files import write_bytes, write_text
 from . import PARTS, claims, pictures, tables
 from .work import Ledger
 
-RESULTS, DOCUMENT = Path("benchmarks/results"), Path("docs/reproduction.md")
+RESULTS, DOCUMENT = Path("benchmarks/results/reproduction"), Path("docs/reproduction.md")
 
 
 def write(out: Path, results: Path = RESULTS, document: Path = DOCUMENT) -> None:
-    """Of every part that is done; of the others what was written before stays."""
-    ledger = Ledger(out / "results")
+    """Every result that is done; and of the parts all of whose results are there, tables and pictures."""
+    ledger, published = Ledger(out / "results"), Ledger(results)
     for part in PARTS:
-        module = import_module(f"{__package__}.{part}")
-        left = [task.name for task in module.tasks(out) if not ledger.done(task.name)]
-        if left:
-            print(f"{part} is not complete: {len(left)} tasks are left, {left[0]} first")
-            continue
-        ledger.check(module.tasks(out), part)
-        summary = module.summary(ledger)
-        write_text(results / f"reproduction-{part}.json", text(summary))
+        tasks = import_module(f"{__package__}.{part}").tasks(out)
+        ledger.check(tasks, part)
+        done = [task for task in tasks if ledger.done(task.name)]
+        if done:
+            for name in set(published.all(part)) - {task.name.removeprefix(f"{part}/") for task in done}:
+                published.path(f"{part}/{name}").unlink()  # of other settings
+        for task in done:
+            write_text(published.path(task.name), text(ledger[task.name]))
     refresh(results, document)
 
 
-def text(summary: Mapping[str, Any]) -> str:
+def take(out: Path, results: Path = RESULTS) -> None:
+    """The other way: published results are done. Those of other settings stay where they are."""
+    ledger, published = Ledger(out / "results"), Ledger(results)
+    for part in PARTS:
+        for task in import_module(f"{__package__}.{part}").tasks(out):
+            if not ledger.done(task.name) and published.done(task.name):
+                result = published[task.name]
+                if result["settings"] == task.mark:
+                    write_text(ledger.path(task.name), text(result))
+
+
+def text(result: Mapping[str, Any]) -> str:
     """As JSON, lists of numbers or words on a line each."""
     lists = re.compile(r"\[\n([^\[\]{}]*?)\n *\]")
-    whole = json.dumps(summary, indent=1, allow_nan=False)
+    whole = json.dumps(result, indent=1, allow_nan=False)
     return lists.sub(lambda match: f"[{' '.join(line.strip() for line in match[1].splitlines())}]", whole) + "\n"
 
 
+def read_all(results: Path = RESULTS) -> dict[str, Any]:
+    """The summaries, by part, of those whose results are all there."""
+    ledger, found = Ledger(results), {}
+    for part in PARTS:
+        module = import_module(f"{__package__}.{part}")
+        left = [task.name for task in module.tasks(Path()) if not ledger.done(task.name)]
+        if left:
+            print(f"{part} is not complete: {len(left)} tasks are left, {left[0]} first")
+        else:
+            found[part] = json.loads(json.dumps(module.summary(ledger), allow_nan=False))
+    return found
+
+
 def refresh(results: Path = RESULTS, document: Path = DOCUMENT) -> None:
-    """The document and its pictures, of the results as they are committed."""
-    read = {
-        part: json.loads(path.read_text()) for part in PARTS if (path := results / f"reproduction-{part}.json").exists()
-    }
+    """The document and its pictures, of the results as they are published. What belongs to a part that is not complete
+    stays as it is."""
+    read = read_all(results)
     made = {name: make(read[part]) for name, (part, make) in tables.TABLES.items() if part in read}
     made |= {"attempts": tables.attempts(read)} if "attempts" in read else {}
     made |= {"claims": claims.table(read), "judge": tables.judge(read), "took": tables.took(read)}

@@ -74,4 +74,4 @@ def test_what_differs_from_part_a_is_what_is_said(tmp_path):
         "longer": set(),
     }
     steps = {key: attempt.recipe(where, "x", "dit", 1).train.steps for key, attempt in attempts.ATTEMPTS.items()}
-    assert steps == {"cooled": 1500, "process": 3000, "longer": 12_000}
+    assert steps == {"cooled": 1000, "process": 4000, "longer": 8000}

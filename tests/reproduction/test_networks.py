@@ -74,7 +74,9 @@ def test_weights_of_every_checkpoint_are_there(recipe, tmp_path):
     networks.train(recipe, tmp_path / "run")
     states = [networks.at(tmp_path / "run", step).net.state_dict() for step in (2, 4, 6)]
     assert not torch.equal(states[0]["final_layer.linear.weight"], states[1]["final_layer.linear.weight"])
-    assert torch.equal(states[2]["final_layer.linear.weight"], weights(tmp_path / "run")["final_layer.linear.weight"])
+    assert torch.equal(
+        states[2]["final_layer.linear.weight"], weights(tmp_path / "run")["final_layer.linear.weight"].bfloat16()
+    )
 
 
 def test_samples_kept_are_the_samples_drawn(recipe, field, tmp_path):
@@ -92,30 +94,8 @@ def test_samples_kept_are_the_samples_drawn(recipe, field, tmp_path):
     assert set(scores) == {"distance", "precision", "recall", "accuracy"}
 
 
-def test_training_again_tells_how_far_the_weights_are(recipe, tmp_path):
-    networks.train(recipe, tmp_path / "run")
-    again = switch.again(recipe, tmp_path / "run", tmp_path / "again", 0)
-    assert again == {"from": 0, "to": 2, "difference": 0.0}
-    other = replace(recipe, train=replace(recipe.train, seed=1))
-    assert switch.again(other, tmp_path / "run", tmp_path / "other", 0)["difference"] > 0
-
-
-def test_training_again_may_begin_at_a_checkpoint(recipe, tmp_path):
-    networks.train(recipe, tmp_path / "run")
-    again = switch.again(recipe, tmp_path / "run", tmp_path / "again", 4)
-    assert again == {"from": 4, "to": 6, "difference": 0.0}
-    assert not (tmp_path / "again" / "checkpoints" / "step_00000002").exists()
-
-
 def test_training_with_other_rounding_is_another_run_of_the_same_recipe(recipe, field, tmp_path, monkeypatch):
     monkeypatch.setattr(switch, "judge", lambda field, run, mark, kept, seed: {"distance": {"value": 1.0}})
     told = switch.rounded(field, recipe, tmp_path / "run", tmp_path / "kept")
     assert (told["recipe"], told["steps"], told["distance"]) == (networks.marked(recipe)[0], 6, {"value": 1.0})
     assert switch.rounded(field, recipe, tmp_path / "run", tmp_path / "kept") == told
-
-
-def test_training_with_other_rounding_fails_aloud(recipe, field, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "something").write_text("")
-    with pytest.raises(HemstitchError, match="ended with"):
-        switch.rounded(field, recipe, tmp_path / "run", tmp_path / "kept")

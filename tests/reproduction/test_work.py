@@ -137,3 +137,42 @@ def test_a_worker_that_is_killed_holds_nothing(tmp_path):
     one.join()
     assert work([Task("a", dict)], Ledger(tmp_path), quiet) == []
     assert json.loads((tmp_path / "a.json").read_text())["took"]["seconds"] < 30
+
+
+def makes(path, log, same="a"):
+    def do():
+        log.append(path.name)
+        path.write_text("")
+        return {"averaged_weights": same}
+
+    return do
+
+
+def test_what_is_lost_is_made_again_for_what_needs_it_alone(ledger, tmp_path):
+    log, first, second = [], tmp_path / "first", tmp_path / "second"
+    made = [
+        Task("first", makes(first, log), keeps=first),
+        Task("second", makes(second, log), ("first",), keeps=second),
+    ]
+    assert work(made, ledger, quiet) == []
+    before = ledger["second"]
+    first.unlink()
+    second.unlink()
+    assert work([*made, Task("other", dict)], ledger, quiet) == []
+    assert log == ["first", "second"]  # nothing needs them
+    assert work([*made, Task("late", lambda: {"there": second.exists()}, ("second",))], ledger, quiet) == []
+    assert log == ["first", "second"] * 2
+    assert ledger["late"]["there"]
+    assert ledger["second"] == before
+
+
+def test_what_is_made_again_is_what_it_was_or_an_error(ledger, tmp_path):
+    log, path = [], tmp_path / "kept"
+    work([Task("a", makes(path, log), keeps=path)], ledger, quiet)
+    path.unlink()
+    said = []
+    other = [Task("a", makes(path, log, "b"), keeps=path), Task("b", dict, ("a",))]
+    assert work(other, ledger, said.append) == ["a"]
+    assert any("is another" in line for line in said)
+    assert not ledger.done("b")
+    assert not path.exists()  # or the next would take it for the one that was lost

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FEW_TOKENS = 256  # up to which attention in bfloat16 on a CPU is by plain products
+
 
 def modulate(x_BLD: Tensor, shift_BD: Tensor, scale_BD: Tensor) -> Tensor:
     return torch.addcmul(x_BLD + shift_BD.unsqueeze(1), x_BLD, scale_BD.unsqueeze(1))
@@ -48,9 +50,6 @@ def sincos_positions(width: int, side: int) -> Tensor:
     columns = line[None].expand(side, side, -1)
     rows = line[:, None].expand(side, side, -1)
     return torch.cat([columns, rows], -1).reshape(side * side, width).float()
-
-
-FEW_TOKENS = 256
 
 
 class TimestepEmbedder(nn.Module):
@@ -97,11 +96,11 @@ class Attention(nn.Module):
 
 
 def attend(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
-    """softmax(q kᵀ / √K) v.
+    """softmax(q kᵀ / √K) v, for H heads of K channels.
 
     In bfloat16 on a CPU by its products: there, few tokens take a fused kernel's gradient some six times as long.
     """
-    B, H, L, K = q_BHLK.shape
+    L, K = q_BHLK.shape[2:]
     if q_BHLK.device.type == "cpu" and q_BHLK.dtype is torch.bfloat16 and L <= FEW_TOKENS:
         return torch.softmax((q_BHLK * K**-0.5) @ k_BHLK.transpose(2, 3), 3).to(v_BHLK.dtype) @ v_BHLK
     return F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK)
