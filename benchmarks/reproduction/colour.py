@@ -74,7 +74,14 @@ def tasks(folder: Path) -> list[Task]:
     field, runs, ledger = pictures(folder), folder / "runs", Ledger(folder / "results")
     found = [
         Task("colour/pictures", partial(emoji.prepare, folder / "emoji"), keeps=emoji.paths(folder / "emoji")[-1]),
-        Task("colour/field", partial(prepare, field), ("colour/pictures",), field.settings, field.classifier_path),
+        Task(
+            "colour/field",
+            partial(prepare, field),
+            ("colour/pictures",),
+            field.settings,
+            field.classifier_path,
+            "float32",
+        ),
     ]
     for seed in SEEDS:
         for family in FAMILIES:

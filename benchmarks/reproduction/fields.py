@@ -69,7 +69,7 @@ class Field:
 
     def task(self, name: str) -> Task:
         """The task that prepares it."""
-        return Task(name, self.prepare, of=self.settings, keeps=self.classifier_path)
+        return Task(name, self.prepare, of=self.settings, keeps=self.classifier_path, dtype="float32")
 
     def prepare(self) -> dict[str, Any]:
         """Train the classifier, if there is none yet, and say what it is worth: a result of a task.

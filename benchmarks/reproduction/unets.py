@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import median
@@ -91,7 +91,7 @@ def tasks(folder: Path) -> list[Task]:
     def fewer_seconds() -> Result:
         return seconds(pair, {"0": Way(STEPS)} | shorter(), kept)
 
-    return [
+    found = [
         *(
             Task(f"unets/trained/{name}", partial(train, field, m, pair / name), of=m, keeps=pair / name / KEPT)
             for name, m in MEMBERS.items()
@@ -101,6 +101,7 @@ def tasks(folder: Path) -> list[Task]:
         Task("unets/fewer steps", lambda: table(field, pair, shorter(), NUM, kept), (*judged, "unets/fractions"), of),
         Task("unets/time of fewer steps", fewer_seconds, ("unets/time",), of),
     ]
+    return [replace(task, dtype="float32") for task in found]
 
 
 # Training

@@ -32,13 +32,14 @@ class Task:
     """name: of its result, "switch/dit-0/8000". do: makes the result, of what was made before. needs: names of tasks
     that come first. of: what the result hangs on but the needs and the code, settings of equal `repr` if they are
     equal: a result that was made of others is not its own. keeps: what it makes besides its result, where others read
-    it: lost, it is made again for them."""
+    it: lost, it is made again for them. dtype: of its networks."""
 
     name: str
     do: Callable[[], Result]
     needs: tuple[str, ...] = ()
     of: object = None
     keeps: Path | None = None
+    dtype: str = "bfloat16"
 
     @property
     def there(self) -> bool:
@@ -132,7 +133,7 @@ class Ledger:
             path.unlink()
             return
         told = {**result, "settings": task.mark, "took": took}
-        told["provenance"] = {**origin, "date": provenance()["date"]}
+        told["provenance"] = {**origin, "dtype": task.dtype, "date": provenance()["date"]}
         self.path(task.name).parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path(task.name), json.dumps(told, indent=1, allow_nan=False))
         path.unlink()  # done again, it would take its own time
