@@ -28,6 +28,9 @@ PARTS = {
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Nothing of no rows."""
+    if not (rows := list(rows)):
+        return ""
     lines = [f"| {' | '.join(head)} |", "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -392,6 +395,13 @@ def took(read: Mapping[str, Summary]) -> str:
         made_by = ", ".join(sorted(commit.replace(" with changes", "+") for commit in commits))
         rows.append([PARTS[part], f"{len(seconds)}", f"{sum(seconds) / 3600:.1f}", made_by])
     return table(["part", "results", "hours", "made by commits"], rows)
+
+
+def state(parts: Mapping[str, tuple[int, int]]) -> str:
+    """How many results there are by now, of how many."""
+    return table(
+        ["part", "results there", "of"], [[PARTS[p], f"{done}", f"{every}"] for p, (done, every) in parts.items()]
+    )
 
 
 def _results(summary: Any) -> Iterator[Summary]:

@@ -53,26 +53,29 @@ def text(result: Mapping[str, Any]) -> str:
     return lists.sub(lambda match: f"[{' '.join(line.strip() for line in match[1].splitlines())}]", whole) + "\n"
 
 
-def read_all(results: Path = RESULTS) -> dict[str, Any]:
-    """The summaries, by part, of those whose results are all there."""
-    ledger, found = Ledger(results), {}
+def read_all(results: Path = RESULTS) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    """The summaries, by part, of those whose results are all there; and of every part how many are, of how many."""
+    ledger, found, state = Ledger(results), {}, {}
     for part in PARTS:
         module = import_module(f"{__package__}.{part}")
-        left = [task.name for task in module.tasks(Path()) if not ledger.done(task.name)]
+        names = [task.name for task in module.tasks(Path()) if task.name.startswith(f"{part}/")]
+        left = [name for name in names if not ledger.done(name)]
+        state[part] = len(names) - len(left), len(names)
         if left:
             print(f"{part} is not complete: {len(left)} tasks are left, {left[0]} first")
         else:
             found[part] = json.loads(json.dumps(module.summary(ledger), allow_nan=False))
-    return found
+    return found, state
 
 
 def refresh(results: Path = RESULTS, document: Path = DOCUMENT) -> None:
     """The document and its pictures, of the results as they are published. What belongs to a part that is not complete
     stays as it is."""
-    read = read_all(results)
+    read, state = read_all(results)
     made = {name: make(read[part]) for name, (part, make) in tables.TABLES.items() if part in read}
     made |= {"attempts": tables.attempts(read)} if "attempts" in read else {}
     made |= {"claims": claims.table(read), "judge": tables.judge(read), "took": tables.took(read)}
+    made["state"] = tables.state(state)
     write_text(document, filled(document.read_text(), made))
     for name, (part, draw) in pictures.PICTURES.items():
         if part in read:

@@ -260,7 +260,7 @@ def test_every_table_and_picture_is_made_of_results_and_has_its_place(made_up, t
     write.write(made_up, tmp_path / "committed", document)
     text = document.read_text()
     places = re.findall(r"<!-- ([^/]*?) -->\n(.*?)<!-- / -->", text, flags=re.S)
-    assert {name for name, _ in places} == {*tables.TABLES, "attempts", "claims", "judge", "took"}
+    assert {name for name, _ in places} == {*tables.TABLES, "attempts", "claims", "judge", "took", "state"}
     for name, block in places:
         rows = [line for line in block.splitlines() if line]
         assert len(rows) > 2, name
