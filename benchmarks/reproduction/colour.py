@@ -91,7 +91,7 @@ def tasks(folder: Path) -> list[Task]:
             for mark in reversed(MARKS):
                 name = f"colour/judged/{family}-{seed}/{mark}"
                 do = partial(judge, field, run, mark, folder / "features" / name, seed)
-                of = (field.settings, mine.hash, mark, LOOK, NUM, SEED + seed)
+                of = (field.settings, marked(mine), mark, LOOK, NUM, SEED + seed)
                 found.append(Task(name, do, ("colour/field", trained), of))
             if seed == 0:
                 of = (marked(mine), LOOK, COPIES, SEED)
@@ -100,7 +100,7 @@ def tasks(folder: Path) -> list[Task]:
     paced = recipes(
         lambda family: transformer(field, f"colour-pace-{family}", family, width=96, steps=1000, log_every=1)
     )
-    hashes = {family: one.hash for family, one in paced.items()}
+    hashes = {family: marked(one) for family, one in paced.items()}
     found.append(Task("colour/pace", partial(pace, paced, folder / "pace"), ("colour/pictures",), hashes))
 
     def members() -> dict[str, Denoiser]:

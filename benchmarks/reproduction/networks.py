@@ -28,8 +28,10 @@ CHECKPOINTS = 1000  # kept: all of them
 
 
 def marked(recipe: Recipe) -> tuple[str, int]:
-    """What a network hangs on: the recipe's hash, which says how but not how long, and the iterations."""
-    return recipe.hash, recipe.train.steps
+    """What a network hangs on, wherever its data lie: the recipe's hash, which says how but not how long, and the
+    iterations."""
+    data = replace(recipe.data, path=Path(recipe.data.path).name)
+    return replace(recipe, data=data).hash, recipe.train.steps
 
 
 def transformer(

@@ -1,7 +1,7 @@
 """One seed of shortened parts A and B, held against the published intervals: minutes instead of days.
 
 A: a DiT and a Switch-DiT of seed 0 up to the first judged checkpoint. A second run of a seed is not quite the same run:
-sums are rounded otherwise on other processors; training in float32 tells by how much more than that a distance moves
+sums are rounded otherwise on other processors; how far rounding moves a distance, training in float32 tells
 (`switch.rounded`). A figure is held against the interval, 95 %, that other samples of the published run would have. B:
 the fractions 0, .4 and .8 of the models that come with hemstitch, whose samples are the published ones but for
 rounding, held against the intervals that were published for them. Distances are in the features of the classifier that

@@ -15,12 +15,11 @@ from typing import Any
 from hemstitch.models.config import Family
 from hemstitch.recipe import Recipe
 
-from .families import FAMILIES, FIGURES, PAIRS, along, gap, interval, pace, recipes
+from .families import FAMILIES, FIGURES, PAIRS, SEEDS, along, gap, interval, pace, recipes
 from .fields import BATCH, Field, classes, fashion, judged, sampled_rows, told
 from .networks import at, marked, train, training, transformer
 from .work import Ledger, Result, Task
 
-SEEDS = (0, 1, 2)
 STEPS = 4000
 MARKS = (1000, 2000, 2800, 4000)  # where along training samples are judged; 2,800 is 70 % of all
 EVERY = 200  # iterations between checkpoints
@@ -68,8 +67,7 @@ def in_float32(mine: Recipe) -> Recipe:
 
 
 def rounded(field: Field, mine: Recipe, run: Path, kept: Path) -> Result:
-    """Train seed 0 to the first mark once more in float32: how far a figure goes by rounding alone, and farther than it
-    goes on a processor that adds up in another order."""
+    """Train seed 0 to the first mark once more in float32: how far a figure goes by rounding alone."""
     return train(mine, run) | judge(field, run, MARKS[0], kept, 0)
 
 
@@ -111,7 +109,7 @@ def summary(ledger: Ledger) -> dict[str, Any]:
         "guided": with_guidance,
         "pace": paces,
         "rounded": ledger.all("switch/rounded"),
-        **along(results, MARKS, paces["seconds_a_step"], SEEDS),
+        **along(results, MARKS, paces["seconds_a_step"]),
         "end": over_seeds(ends),
         "at_the_end": gaps(ends),
         "guided_end": over_seeds(guided_ends),

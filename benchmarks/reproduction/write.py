@@ -26,12 +26,13 @@ def write(out: Path, results: Path = RESULTS, document: Path = DOCUMENT) -> None
     for part in PARTS:
         tasks = import_module(f"{__package__}.{part}").tasks(out)
         ledger.check(tasks, part)
-        done = [task for task in tasks if ledger.done(task.name)]
-        if done:
-            for name in set(published.all(part)) - {task.name.removeprefix(f"{part}/") for task in done}:
-                published.path(f"{part}/{name}").unlink()  # of other settings
-        for task in done:
-            write_text(published.path(task.name), text(ledger[task.name]))
+        marks = {task.name: task.mark for task in tasks}
+        for rest, result in published.all(part).items():
+            if marks.get(name := f"{part}/{rest}") != result["settings"]:
+                published.path(name).unlink()  # of other settings, or of a task that is no more
+        for name in marks:
+            if ledger.done(name):
+                write_text(published.path(name), text(ledger[name]))
     refresh(results, document)
 
 

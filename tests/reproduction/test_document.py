@@ -370,3 +370,22 @@ def test_lists_of_numbers_are_on_one_line_and_nothing_else_is_changed():
     text = write.text(data)
     assert json.loads(text) == data
     assert '"b": [\n  [1, 2],' in text
+
+
+def test_published_results_are_taken_up_and_stay_unless_others_made_them(made_up, tmp_path):
+    document, committed = tmp_path / "reproduction.md", Ledger(tmp_path / "committed")
+    document.write_text(DOCUMENT.read_text())
+    write.write(made_up, committed.folder, document)
+    other, lost = committed.path("switch/field"), committed.path("switch/no such task")
+    lost.write_text('{"settings": "none"}')
+    other.write_text(other.read_text().replace('"settings": "', '"settings": "x'))
+    write.take(tmp_path / "out2", committed.folder)
+    taken = Ledger(tmp_path / "out2" / "results")
+    assert not taken.done("switch/field")
+    assert taken["switch/pace"] == committed["switch/pace"]
+    assert taken.all("colour") == committed.all("colour") != {}
+    taken.path("switch/pace").unlink()
+    write.write(tmp_path / "out2", committed.folder, document)
+    assert committed.done("switch/pace")  # published, and only not made here
+    assert not other.exists()
+    assert not lost.exists()

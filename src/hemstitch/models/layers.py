@@ -98,7 +98,7 @@ class Attention(nn.Module):
 def attend(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
     """softmax(q kᵀ / √K) v, for H heads of K channels.
 
-    In bfloat16 on a CPU by its products: there, few tokens take a fused kernel's gradient some six times as long.
+    In bfloat16 on a CPU by its products: there, among few tokens, the fused kernel's gradient is what takes the time.
     """
     L, K = q_BHLK.shape[2:]
     if q_BHLK.device.type == "cpu" and q_BHLK.dtype is torch.bfloat16 and L <= FEW_TOKENS:
