@@ -6,6 +6,7 @@ accelerate says who is who, under `accelerate launch`, torchrun or neither, and 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import warnings
@@ -51,6 +52,8 @@ class Engine:
             raise HemstitchError("there is no GPU that torch can use here: leave out --device, or say cpu")
         cpu = device == "cpu" or not torch.cuda.is_available()
         self.accelerator = _accelerator(cpu, out, trackers)
+        if dist.is_initialized():
+            atexit.register(_leave)  # however it ends: threads of a group that is left open can abort the exit
         self.device: torch.device = self.accelerator.device
         on_gpu = self.device.type == "cuda"
         self.precision = ("bf16" if on_gpu else "fp32") if train.precision == "auto" else train.precision
@@ -248,6 +251,11 @@ def _accelerator(cpu: bool, out: Path, trackers: Sequence[str] | None) -> Accele
         )
     except ValueError as error:  # accelerate holds one device per process
         raise HemstitchError(f"this process has trained on another device: {error}") from None
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _installed(name: str) -> bool:
