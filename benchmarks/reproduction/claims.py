@@ -195,17 +195,25 @@ def three(read: Read) -> tuple[str, str]:
     return f"{key}, {fast[key]['times']:.1f}×: {loss(row, whole)} of {whole:.2f}", at_no_loss(row, whole)
 
 
-def settings(group: str, more: Mapping[str, str] | None = None) -> Here:
-    """more: results of other names that belong to the group, by what they are called in it."""
+def settings(group: str, more: Mapping[str, str] | None = None, but: tuple[str, ...] = ()) -> Here:
+    """more: results of other names that belong to the group, by what they are called in it. but: what does not, by
+    how its name begins."""
 
     def here(read: Read) -> tuple[str, str]:
         stitching = read["stitching"]
         found = {name.partition("/")[2]: one for name, one in stitching.items() if name.startswith(f"{group}/")}
         found |= {called: stitching[name] for called, name in (more or {}).items()}
-        each = {name: no_loss(found[name]) for name in sorted(found, key=tables.in_order)}
+        named = [name for name in found if not name.startswith(but)]
+        each = {name: no_loss(found[name]) for name in sorted(named, key=tables.in_order)}
         return "; ".join(f"{name}: {of}" for name, (of, _) in each.items()), of_all(said for _, said in each.values())
 
     return here
+
+
+def at_their_levels(read: Read) -> tuple[str, str]:
+    one = read["early"]["judged"]["levels"]
+    row, whole = one["to_largest"], one["plans"]["0"]["distance"]["value"]
+    return f"{loss(row, whole)} of {whole:.2f}", at_no_loss(row, whole)
 
 
 def tuned(read: Read) -> tuple[str, str]:
@@ -339,8 +347,14 @@ CLAIMS = (
     Claim("… which is faster", "16.5 s to 11.0 s, 1.50×", ("stitching",), speed),
     Claim("… with U-Nets", "20.11 to 18.60 (LDM)", ("unets",), early_steps("unets")),
     Claim("… in colour", "", ("colour",), early_steps("colour")),
+    Claim("… where the steps lie at the noise levels of the paper's", "9.20 to 8.95", ("early",), at_their_levels),
     Claim("… at any number of steps", "10 to 250 (figures)", ("stitching",), settings("steps", {"50": "fractions"})),
-    Claim("… with other samplers", "DDPM, DDIM, DPM-Solver++ (figures)", ("stitching",), settings("samplers")),
+    Claim(
+        "… with other samplers",
+        "DDPM, DDIM, DPM-Solver++ (figures)",
+        ("stitching",),
+        settings("samplers", but=("heun",)),
+    ),
     Claim("… at any guidance", "1 to 4 (figures)", ("stitching",), settings("guidance")),
     Claim("… with three members", "9.19 to 9.21 at 1.7×", ("stitching",), three),
     Claim(

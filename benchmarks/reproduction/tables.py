@@ -23,7 +23,8 @@ PARTS = {
     "beyond": "C, together and beyond",
     "ablations": "D, ablations",
     "colour": "E, colour",
-    "attempts": "F, attempts",
+    "attempts": "F, Switch-DiT's lead",
+    "early": "G, early steps",
 }
 
 
@@ -203,6 +204,37 @@ def attempts(read: Mapping[str, Summary]) -> str:
             add(attempt["differs"], mark, found["distance"], found["gaps"][pair], early)
     head = ["", "iterations", *FAMILY.values(), "Switch-DiT to DiT", "ratio"]
     return table([*head, "Switch-DiT's 70 % to DiT's end"], rows)
+
+
+def early(read: Mapping[str, Summary]) -> str:
+    """Beside part B's own at as many steps."""
+    rows = []
+
+    def add(name: str, log_snr: str, whole: Summary, mixed: Summary, row: Summary) -> None:
+        value = whole["value"]
+        less = f"{signed(100 * row['gap'] / value, 100 * row['half_width'] / value)} %"
+        rows.append([name, log_snr, of(whole), of(mixed), gap(row), less])
+
+    judged = read["early"]["judged"]
+    if "stitching" in read:
+        own = next(one for one in judged.values() if not one["published"])
+        closer = read["stitching"][f"steps/{read['early']['sampling']['steps']}"]["closer"]
+        add("as in part B", f"{own['log_snr_at_seam']:.1f}", closer["whole"], closer["mixed"], closer)
+    for one in judged.values():
+        whole, mixed = (one["plans"][r]["distance"] for r in ("0", "0.4"))
+        add(one["differs"], f"{one['log_snr_at_seam']:.1f}", whole, mixed, one["to_largest"])
+    return table(["", "log-SNR at the seam", "r = 0", "r = 0.4", "difference", "of r = 0"], rows)
+
+
+def errors(summary: Summary) -> str:
+    """How much larger smaller members' errors are, by noise level."""
+    levels = summary["errors"]["levels"]
+    names = next(iter(levels.values()))["to_large"]
+    rows = []
+    for t, row in levels.items():
+        ratios = [pm(row["to_large"][name]["value"], row["to_large"][name]["half_width"]) for name in names]
+        rows.append([t, f"{row['log_snr']:.1f}", f"{row['error']['large']:.4f}", *ratios])
+    return table(["t / T", "log-SNR", "error of the large member", *(f"{name}, to it" for name in names)], rows)
 
 
 def rounded(summary: Summary) -> str:
@@ -414,6 +446,8 @@ def _results(summary: Any) -> Iterator[Summary]:
                 yield from _results(value)
 
 
+# Of a part, which shows others beside it where they are there.
+BESIDE: dict[str, Callable[[Mapping[str, Summary]], str]] = {"attempts": attempts, "early": early}
 TABLES: dict[str, tuple[str, Callable[[Summary], str]]] = {
     "choose": ("choose", choose),
     "families curve": ("switch", family_curve),
@@ -439,4 +473,5 @@ TABLES: dict[str, tuple[str, Callable[[Summary], str]]] = {
     "colour claims": ("colour", family_claims),
     "colour figures": ("colour", family_figures),
     "colour fractions": ("colour", fractions),
+    "errors": ("early", errors),
 }

@@ -74,7 +74,7 @@ def refresh(results: Path = RESULTS, document: Path = DOCUMENT) -> None:
     stays as it is."""
     read, state = read_all(results)
     made = {name: make(read[part]) for name, (part, make) in tables.TABLES.items() if part in read}
-    made |= {"attempts": tables.attempts(read)} if "attempts" in read else {}
+    made |= {part: make(read) for part, make in tables.BESIDE.items() if part in read}
     made |= {"claims": claims.table(read), "judge": tables.judge(read), "took": tables.took(read)}
     made["state"] = tables.state(state)
     write_text(document, filled(document.read_text(), made))

@@ -303,7 +303,9 @@ class Heun:
     """Heun's method on the probability-flow ODE (Karras et al. 2022, alg. 1 without churn): second order.
 
     Two evaluations a step, both under the step's own member; the last step, to the clean level, is one of Euler's. The
-    integration variable is sigma/alpha for variance-preserving processes and t for the flow process.
+    integration variable is sigma/alpha for variance-preserving processes and t for the flow process. A first step from
+    a level of nearly no signal, as the cosine schedule's last (sigma/alpha of 2e4), is too long for it: give it a grid
+    that begins at a log-SNR of some -8, or take another sampler.
     """
 
     order: ClassVar[int] = 2

@@ -26,6 +26,7 @@ from reproduction import (
     choose,
     claims,
     colour,
+    early,
     emoji,
     families,
     intervals,
@@ -169,6 +170,18 @@ def guides(field, load, kept):
     return {"models": {name: figures(12 + i) for i, name in enumerate(names)}, "best": best, "small_to_null": held}
 
 
+def an_early_pair():
+    whole, mixed = score(7.0), score(7.1, 1)
+    plans = {"0": {"distance": told(whole)}, "0.4": {"distance": told(mixed)}}
+    return {"log_snr_at_seam": -3.4, "plans": plans, "to_largest": stitching.beside(mixed, whole)}
+
+
+def some_errors():
+    ratio = {"value": 1.1, "half_width": 0.02}
+    row = {"log_snr": -1.0, "error": {"large": 0.1}, "to_large": {"small": ratio, "middle": ratio}}
+    return {"images": 1, "levels": {f"{share:g}": row for share in early.LEVELS}}
+
+
 def use(*_):
     one = {"experts": 12, "never": 2, "divergence": 0.2, "within": 0.7, "most_used": [900.0] * 4, "shared": [1] * 4}
     return {"untrained": one, "trained": one}
@@ -241,6 +254,8 @@ def made_up(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(colour, "measured", some_costs)
     monkeypatch.setattr(colour, "seconds", some_seconds)
+    monkeypatch.setattr(early, "judge", lambda *_: an_early_pair())
+    monkeypatch.setattr(early, "errors", lambda *_: some_errors())
     ledger = Ledger(tmp_path / "out" / "results")
     for part in PARTS:
         module = sys.modules[f"reproduction.{part}"]
@@ -260,7 +275,7 @@ def test_every_table_and_picture_is_made_of_results_and_has_its_place(made_up, t
     write.write(made_up, tmp_path / "committed", document)
     text = document.read_text()
     places = re.findall(r"<!-- ([^/]*?) -->\n(.*?)<!-- / -->", text, flags=re.S)
-    assert {name for name, _ in places} == {*tables.TABLES, "attempts", "claims", "judge", "took", "state"}
+    assert {name for name, _ in places} == {*tables.TABLES, *tables.BESIDE, "claims", "judge", "took", "state"}
     for name, block in places:
         rows = [line for line in block.splitlines() if line]
         assert len(rows) > 2, name

@@ -1,0 +1,199 @@
+"""G. Why the small member's early steps are not free: the fraction .4 of part B with one thing other than there.
+
+The paper's small member does its share of the steps at no loss. What may be otherwise: how far the members' sizes are
+apart, how long each was trained, and where in the noise the steps lie. Under the linear betas of DiT the first 40 % of
+the steps are over before an image shows, at a log-SNR of -3.6; under the cosine schedule they reach -0.6. So one
+attempt visits the noise levels of DiT's steps with part B's own networks. And by how much the members differ at which
+noise is measured, without sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hemstitch as hs
+from hemstitch import Process
+from hemstitch.denoiser import Denoiser
+from hemstitch.evaluate.score import NORMAL_95
+from hemstitch.grid import timesteps
+
+from . import attempts, stitching, switch
+from .fields import BATCH, Field, classes, draws, fashion, sampled_rows, told
+from .networks import at, marked
+from .stitching import AROUND, CLOSE, SEED, beside, fractions
+from .work import Ledger, Result, Task
+
+STEPS, GUIDANCE = 25, 1.5
+PUBLISHED = Process("linear", "eps")  # of the papers
+LEVELS = tuple(t / 10 for t in range(1, 10))  # shares of the timesteps at which members are asked about the same
+IMAGES = 20 * BATCH
+
+
+@dataclass(frozen=True)
+class Member:
+    """Averaged weights of a run after so many steps; the task that makes them, and what they hang on."""
+
+    run: Path
+    step: int
+    task: str
+    of: object
+
+    def load(self) -> Denoiser:
+        return at(self.run, self.step)
+
+
+@dataclass(frozen=True)
+class Early:
+    """differs: from part B in what. small, large: the members. published: whether the steps lie at the noise levels of
+    the papers' process."""
+
+    differs: str
+    small: str = "small"
+    large: str = "large"
+    published: bool = False
+
+
+EARLY: Mapping[str, Early] = {
+    "middle": Early("the middle member first", small="middle"),
+    "young": Early("the small member after as many iterations as the large one", small="young"),
+    "cooled": Early("the large member after 1,000 more at a tenth of the rate", large="cooled"),
+    "longer": Early("the large member after half as many iterations again", large="longer"),
+    "levels": Early("at the noise levels of DiT's steps", published=True),
+    "levels, middle": Early("at those levels, the middle member first", small="middle", published=True),
+    "levels, longer": Early(
+        "at those levels, the large member after half as many iterations again", large="longer", published=True
+    ),
+}
+
+
+def members(field: Field, runs: Path) -> dict[str, Member]:
+    """By name; the first three are those of part B."""
+    recipes = {
+        "small": stitching.small(field),
+        "middle": stitching.middle(field),
+        "large": switch.recipe(field, "dit", 0),
+    }
+    made_by = {
+        "small": "stitching/trained/small",
+        "middle": "stitching/trained/middle",
+        "large": "switch/trained/dit-0",
+    }
+    found = {
+        name: Member(runs / recipe.name, recipe.train.steps, made_by[name], marked(recipe))
+        for name, recipe in recipes.items()
+    }
+    small, steps = found["small"], recipes["large"].train.steps
+    found["young"] = Member(small.run, steps, small.task, (small.of, steps))
+    for key in ("cooled", "longer"):
+        run = runs / f"attempts-{key}-dit-0"
+        mine = attempts.ATTEMPTS[key].recipe(field, run.name, "dit", 0)
+        made_of = marked(mine), found["large"].of
+        found[key] = Member(run, mine.train.steps, f"attempts/trained/{key}/dit-0", made_of)
+    return found
+
+
+def tasks(folder: Path) -> list[Task]:
+    where = fashion(folder)
+    known = members(where, folder / "runs")
+    found = []
+    for key, early in EARLY.items():
+        pair = {"small": known[early.small], "large": known[early.large]}
+        do = partial(judge, where, pair, early.published, folder / "features" / "early")
+        needs = ("switch/field", *(member.task for member in pair.values()))
+        of = (where.settings, [member.of for member in pair.values()], early.published, STEPS, GUIDANCE, AROUND)
+        found.append(Task(f"early/judged/{key}", do, needs, (*of, CLOSE, SEED, BATCH)))
+    three = {name: known[name] for name in ("small", "middle", "large")}
+    needs = tuple(member.task for member in three.values())
+    of = ([member.of for member in three.values()], LEVELS, IMAGES, SEED)
+    return [*found, Task("early/errors", partial(errors, where, three), needs, of)]
+
+
+def levels(process: Process, steps: int) -> list[float]:
+    """The times of a process at which there is as much noise as at the papers' steps."""
+    return process.time_of(PUBLISHED.log_snr(timesteps(PUBLISHED, steps))).tolist()
+
+
+def judge(field: Field, pair: Mapping[str, Member], published: bool, kept: Path) -> Result:
+    """r = 0 and r = .4 on the same samples, with the log-SNR down to which the small member goes."""
+    loaded = {name: member.load() for name, member in pair.items()}
+    process = loaded["large"].process
+    grid = levels(process, STEPS) if published else "released"
+    look: dict[str, Any] = {"sampler": "ddim", "steps": STEPS, "guidance": GUIDANCE, "grid": grid}
+    scores = {
+        key: field.scores(sampled_rows(field, model, CLOSE, kept, SEED, **look), classes(CLOSE))
+        for key, model in stitched(loaded).items()
+    }
+    first = round(AROUND * STEPS)
+    return {
+        "log_snr_at_seam": float(process.log_snr(timesteps(process, STEPS, grid))[first]),
+        "plans": {
+            key: {name: told(score) for name, score in by_name.items()} | {"draws": draws(by_name["distance"])}
+            for key, by_name in scores.items()
+        },
+        "to_largest": beside(scores[f"{AROUND:g}"]["distance"], scores["0"]["distance"]),
+    }
+
+
+def stitched(loaded: Mapping[str, Denoiser]) -> dict[str, Denoiser]:
+    """The large member alone, and what the small one begins."""
+    plans = fractions((0.0, AROUND), STEPS)
+    return {"0": loaded["large"]} | {f"{AROUND:g}": hs.Stitched(loaded, plans[f"{AROUND:g}"])}
+
+
+def errors(field: Field, known: Mapping[str, Member]) -> Result:
+    """By noise level, squared errors of members' images given the labels, of images held out that all members get
+    with the same noise."""
+    data = field.test()
+    rows = torch.arange(IMAGES)
+    x0, labels = data.images(rows), data.labels[rows]
+    loaded = {name: member.load() for name, member in known.items()}
+    process = loaded["large"].process
+    random = torch.Generator().manual_seed(SEED)
+    found: dict[str, Any] = {}
+    for share in sorted(LEVELS, reverse=True):
+        t = torch.full((IMAGES,), share * process.timesteps, dtype=torch.float64)
+        x = process.add_noise(x0, torch.randn(x0.shape, generator=random), t)
+        each = {name: squared(member, x, t, labels, x0) for name, member in loaded.items()}
+        mean = {name: float(of.mean()) for name, of in each.items()}
+        found[f"{share:g}"] = {
+            "log_snr": float(process.log_snr(t[:1])),
+            "error": mean,
+            "to_large": {name: ratio(each[name], each["large"]) for name in each if name != "large"},
+        }
+    return {"images": IMAGES, "levels": found}
+
+
+@torch.no_grad()
+def squared(member: Denoiser, x: Tensor, t: Tensor, labels: Tensor, x0: Tensor) -> Tensor:
+    """(N,) mean squared error of what a member takes the images to be."""
+    parts = [
+        (member(x[i : i + BATCH], t[i : i + BATCH], labels[i : i + BATCH]).x0 - x0[i : i + BATCH])
+        .square()
+        .mean((1, 2, 3))
+        for i in range(0, len(x), BATCH)
+    ]
+    return torch.cat(parts).double()
+
+
+def ratio(a_N: Tensor, b_N: Tensor) -> dict[str, float]:
+    """Of the means of pairs, with half of its 95 % interval (delta method)."""
+    value = a_N.mean() / b_N.mean()
+    error = (a_N - value * b_N).std() / len(a_N) ** 0.5 / b_N.mean()
+    return {"value": float(value), "half_width": NORMAL_95 * float(error)}
+
+
+def summary(ledger: Ledger) -> dict[str, Any]:
+    """Results by attempt, in the order of `EARLY`."""
+    results = ledger.all("early")
+    return {
+        "sampling": {"steps": STEPS, "guidance": GUIDANCE, "samples": CLOSE, "seed": SEED, "batch": BATCH},
+        "judged": {key: results[f"judged/{key}"] | vars(early) for key, early in EARLY.items()},
+        "errors": results["errors"],
+    }

@@ -1,0 +1,124 @@
+"""What part G holds beside part B: noise levels, pairs, errors. Untrained networks on digits."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import hemstitch as hs
+from hemstitch import Plan, Process
+from hemstitch.denoiser import Denoiser, NetDenoiser, Prediction
+from hemstitch.grid import timesteps
+from hemstitch.models import build
+from reproduction import early, fields, networks
+
+
+def test_levels_are_those_of_the_papers_steps():
+    mine = Process("cosine", "v")
+    there = mine.log_snr(torch.tensor(early.levels(mine, 25), dtype=torch.float64))
+    wanted = Process("linear", "eps").log_snr(timesteps(Process("linear", "eps"), 25))
+    torch.testing.assert_close(there, wanted, atol=1e-6, rtol=0)
+    assert float(wanted[10]) < -3 < float(mine.log_snr(timesteps(mine, 25))[10])
+
+
+def test_attempts_differ_from_part_b_in_what_they_say(tmp_path):
+    for key, attempt in early.EARLY.items():
+        changed = (attempt.small != "small", attempt.large != "large", attempt.published)
+        assert any(changed), key
+        assert ("middle" in attempt.differs) == (attempt.small == "middle")
+        assert ("levels" in attempt.differs) == attempt.published
+        assert ("large member after" in attempt.differs) == (attempt.large != "large")
+    known = early.members(fields.fashion(tmp_path), tmp_path / "runs")
+    assert {name: member.step for name, member in known.items()} == {
+        "small": 12_000,
+        "middle": 6_000,
+        "large": 4_000,
+        "young": 4_000,
+        "cooled": 1_000,
+        "longer": 6_000,
+    }
+    assert known["young"].run == known["small"].run
+
+
+class Kept:
+    """A member that is there already."""
+
+    def __init__(self, field, seed):
+        recipe = networks.transformer(field, "tiny", width=8, depth=1, heads=2)
+        net, random = build(recipe.net), torch.Generator().manual_seed(seed)
+        for weight in net.parameters():
+            weight.data = 0.02 * torch.randn(weight.shape, generator=random)
+        self.denoiser = NetDenoiser(net.eval(), recipe.process, field.data().spec(null_label=True))
+
+    def load(self):
+        return self.denoiser
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_pair_is_judged_on_the_same_samples(field, tmp_path, monkeypatch, published):
+    monkeypatch.setattr(early, "CLOSE", 10)
+    monkeypatch.setattr(early, "STEPS", 5)
+    pair = {"small": Kept(field, 0), "large": Kept(field, 1)}
+    told = early.judge(field, pair, published, tmp_path)
+    both = {name: member.load() for name, member in pair.items()}
+    grid = early.levels(both["large"].process, 5) if published else "released"
+    look = {"steps": 5, "guidance": early.GUIDANCE, "grid": grid, "seeds": [(early.SEED, i) for i in range(10)]}
+    labels = torch.arange(10) % 10
+    for key, plan in {"0": Plan.steps_each({"large": 5}), "0.4": Plan.steps_each({"small": 2, "large": 3})}.items():
+        wanted = field.scores(field.rows(hs.generate(hs.Stitched(both, plan), labels, **look)), labels)["distance"]
+        assert told["plans"][key]["distance"]["value"] == pytest.approx(wanted.value, rel=1e-6)
+    gap = told["plans"]["0.4"]["distance"]["value"] - told["plans"]["0"]["distance"]["value"]
+    assert told["to_largest"]["gap"] == pytest.approx(gap)
+    assert (told["log_snr_at_seam"] < -2) == published
+
+
+class Off(Denoiser):
+    """Knows the images but for an error of known size."""
+
+    def __init__(self, like, x0, by):
+        self.process, self.spec, self.x0, self.by = like.process, like.spec, x0, by
+        self.asked = []
+
+    @property
+    def device(self):
+        return torch.device("cpu")
+
+    def __call__(self, x, t, cond=None, *, member=None):
+        self.asked.append((x, t, cond))
+        start = sum(len(rows) for rows, *_ in self.asked[:-1]) % len(self.x0)
+        return Prediction(self.x0[start : start + len(x)] + self.by, x)
+
+
+def test_errors_are_of_the_same_noisy_images(field, monkeypatch):
+    monkeypatch.setattr(early, "IMAGES", 12)
+    monkeypatch.setattr(early, "BATCH", 8)
+    monkeypatch.setattr(early, "LEVELS", (0.2, 0.8))
+    data = field.test()
+    x0 = data.images(torch.arange(12))
+    like = replace(networks.transformer(field, "tiny")).process
+    spec = field.data().spec(null_label=True)
+    members = {
+        name: Off(type("Like", (), {"process": like, "spec": spec}), x0, by)
+        for name, by in (("small", 0.2), ("large", 0.1))
+    }
+    known = {
+        name: type("Known", (), {"load": lambda self, member=member: member})() for name, member in members.items()
+    }
+    told = early.errors(field, known)
+    assert list(told["levels"]) == ["0.8", "0.2"]
+    for row in told["levels"].values():
+        assert row["error"]["large"] == pytest.approx(0.01, rel=1e-4)
+        assert row["to_large"]["small"]["value"] == pytest.approx(4, rel=1e-4)
+    for (a, t, labels), (b, *_) in zip(members["small"].asked, members["large"].asked, strict=True):
+        assert torch.equal(a, b)
+        assert set(t.tolist()) in ({200.0}, {800.0})
+        assert set(labels.tolist()) <= set(range(10))
+
+
+def test_a_ratio_of_pairs_is_closer_than_of_strangers():
+    random = torch.Generator().manual_seed(0)
+    b = 1 + 0.5 * torch.rand(400, generator=random).double()
+    a = 1.2 * b + 0.01 * torch.randn(400, generator=random).double()
+    told = early.ratio(a, b)
+    assert abs(told["value"] - 1.2) < told["half_width"] < 0.002
+    assert early.ratio(a, b[torch.randperm(400, generator=random)])["half_width"] > 0.01
