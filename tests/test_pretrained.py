@@ -2,8 +2,12 @@
 
 import io
 import json
+import shutil
+import subprocess
+import sys
 import zipfile
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +26,9 @@ from hemstitch.evaluate.images import open_images
 from hemstitch.models import build
 from hemstitch.process import Process
 from hemstitch.recipes import digits_small
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "benchmarks" / "results" / "reproduction" / "switch" / "field.json"
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +50,36 @@ def made(tmp_path_factory):
     path = folder / "models.zip"
     pretrained.pack(path, members, folder / "classifier.safetensors", reference, about)
     return path, about, members
+
+
+def test_the_models_that_come_with_hemstitch(tmp_path):
+    """They fit into a package, stitch, and are judged by what the published figures are of."""
+    about = pretrained.unpack(tmp_path)
+    assert Path(hs.__file__).with_name(pretrained.SUPPLIED).stat().st_size <= 10_000_000
+    small, large = (hs.load(tmp_path / f"{name}.safetensors") for name in ("small", "large"))
+    x = hs.generate(
+        hs.Stitched({"small": small, "large": large}, hs.Plan.steps_each({"small": 1, "large": 1})), [0, 9], steps=2
+    )
+    assert x.shape == (2, 1, 28, 28)
+    assert hs.describe(large).parameters > 10 * hs.describe(small).parameters
+    if PUBLISHED.exists():  # in the repository
+        assert about.extractor == json.loads(PUBLISHED.read_text())["classifier"]
+
+
+def test_a_wheel_holds_them(tmp_path):
+    if not (ROOT / "pyproject.toml").exists():
+        pytest.skip("not in a repository")
+    pytest.importorskip("setuptools", minversion="77")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, source]
+    subprocess.run(build, check=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"hemstitch/{pretrained.SUPPLIED}", "hemstitch/py.typed", "hemstitch/__init__.py"} <= set(names)
 
 
 def test_what_is_packed_is_what_is_unpacked(made, tmp_path):

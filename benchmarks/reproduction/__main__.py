@@ -55,6 +55,8 @@ def main() -> int:
     try:
         if known.take and not known.worker:
             import_module(f"{__package__}.write").take(known.out)
+        if "quick" in asked and not known.list and not known.worker:
+            import_module(f"{__package__}.quick").published()
         if chosen and not known.list and not known.worker:
             code = together(known.out, chosen, known.only, known.workers)
         else:

@@ -205,6 +205,9 @@ def _tried(
             return False
         try:
             ledger.do(task, origin, say)
+        except HemstitchError as error:
+            say(f"{task.name} failed: {error}")
+            failed.append(task.name)
         except Exception:  # the others go on
             say(f"{task.name} failed:\n{traceback.format_exc()}")
             failed.append(task.name)
