@@ -223,23 +223,22 @@ def tuned(read: Read) -> tuple[str, str]:
     return figures, of_all(below(one["said"]) for one in (better, own))
 
 
-def alike(read: Read) -> tuple[str, str]:
-    """The cosine of the small member's own latents to the large one's, and of what the two take the image to be when
-    asked about the same: after a fifth of the steps, and at the end."""
-    curves = read["intervals"]["curves"]
-    figures, said = [], []
-    for name, curve in (
-        ("latents", curves["latents"]["small"]["mean"]),
-        ("answers", curves["x0"]["small"]["cosine"]["mean"]),
-    ):
+def alike(curve_of: Callable[[Summary], Summary]) -> Here:
+    """The cosine of the small member to the large one is near one after a fifth of the steps, and less at the end."""
+
+    def here(read: Read) -> tuple[str, str]:
+        curve = curve_of(read["intervals"]["curves"])
         early, late = (
             (curve["value"][at], NORMAL_95 * curve["error"][at])
             for at in (len(curve["value"]) // 5, len(curve["value"]) - 1)
         )
-        figures.append(f"{name} {tables.pm(*early)}, then {tables.pm(*late)}")
-        falls = early[0] - late[0] > early[1] + late[1]
-        said.append(YES if falls and early[0] - early[1] > ALIKE else NO if early[0] + early[1] < ALIKE else OPEN)
-    return f"after a fifth of the steps and at the end: {'; '.join(figures)}", of_all(said)
+        change, both = late[0] - early[0], late[1] + early[1]
+        parts = YES if change < -both else NO if change > both else OPEN
+        near = YES if early[0] - early[1] > ALIKE else NO if early[0] + early[1] < ALIKE else OPEN
+        said = NO if NO in (parts, near) else of_all((parts, near))
+        return f"{tables.pm(*early)} after a fifth of the steps, {tables.pm(*late)} at the end", said
+
+    return here
 
 
 def frequencies(read: Read) -> tuple[str, str]:
@@ -376,7 +375,18 @@ CLAIMS = (
         ("intervals",),
         tuned,
     ),
-    Claim("Members agree at high noise and part later", "cosine near 1, falling (figure 2)", ("intervals",), alike),
+    Claim(
+        "Members agree at high noise and part later, in cosine: each one's own latents",
+        "near 1, then falling (figure 2)",
+        ("intervals",),
+        alike(lambda curves: curves["latents"]["small"]["mean"]),
+    ),
+    Claim(
+        "… their answers to the same latents",
+        "",
+        ("intervals",),
+        alike(lambda curves: curves["x0"]["small"]["cosine"]["mean"]),
+    ),
     Claim("Early steps set the low frequencies, late ones the high", "figure 2", ("intervals",), frequencies),
     Claim("A searched plan is ahead of the best fraction", "", ("beyond",), searched("fraction")),
     Claim("… and of the large member in fewer steps", "", ("beyond",), searched("steps")),

@@ -48,7 +48,8 @@ def pm(value: float, half: float | None) -> str:
 
 
 def _places(half: float) -> int:
-    return 0 if half >= 9.5 else 1 if half >= 0.95 else 2 if half >= 0.095 else 3
+    """Two digits of it, and none after the point from ten on."""
+    return next((places for places in range(5) if half >= 0.95 * 10.0 ** (1 - places)), 5) if half else 3
 
 
 def of(score: Summary) -> str:
@@ -67,7 +68,9 @@ def signed(value: float, half: float) -> str:
 
 
 def gap(row: Summary) -> str:
-    """A difference of distances, with what its interval says."""
+    """A difference of distances, with what its interval says. Nothing of a thing to itself."""
+    if not (row["gap"] or row["half_width"]):
+        return ""
     return f"{signed(row['gap'], row['half_width'])}, {SAID[row['said']]}"
 
 

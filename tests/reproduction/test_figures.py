@@ -68,7 +68,9 @@ def test_between_judged_checkpoints_a_distance_is_a_power_of_the_iterations():
 def test_figures_have_the_digits_that_their_interval_leaves():
     assert tables.pm(12.3456, 0.123) == "12.35 ± 0.12"
     assert tables.pm(123.456, 12.3) == "123 ± 12"
-    assert tables.pm(0.81234, 0.004) == "0.812 ± 0.004"
+    assert tables.pm(0.81234, 0.004) == "0.8123 ± 0.0040"
+    assert tables.pm(0.99981, 0.00012) == "0.99981 ± 0.00012"
+    assert tables.pm(1.0, 0.0) == "1.000 ± 0.000"
 
 
 def test_speed_is_a_median_of_ratios_within_a_round():
