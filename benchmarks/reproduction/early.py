@@ -9,13 +9,14 @@ noise is measured, without sampling.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor
 
 import hemstitch as hs
@@ -24,7 +25,7 @@ from hemstitch.denoiser import Denoiser
 from hemstitch.evaluate.score import NORMAL_95
 from hemstitch.grid import timesteps
 
-from . import attempts, stitching, switch
+from . import attempts, stitching, switch, unets
 from .fields import BATCH, Field, classes, draws, fashion, sampled_rows, told
 from .networks import at, marked
 from .stitching import AROUND, CLOSE, SEED, beside, fractions
@@ -34,6 +35,7 @@ STEPS, GUIDANCE = 25, 1.5
 PUBLISHED = Process("linear", "eps")  # of the papers
 LEVELS = tuple(t / 10 for t in range(1, 10))  # shares of the timesteps at which members are asked about the same
 IMAGES = 20 * BATCH
+Answer = Callable[[Tensor, Tensor, Tensor], Tensor]  # noisy images, their times and labels, to images
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,10 @@ def tasks(folder: Path) -> list[Task]:
     three = {name: known[name] for name in ("small", "middle", "large")}
     needs = tuple(member.task for member in three.values())
     of = ([member.of for member in three.values()], LEVELS, IMAGES, SEED)
-    return [*found, Task("early/errors", partial(errors, where, three), needs, of)]
+    found.append(Task("early/errors/transformers", partial(transformers_errors, where, three), needs, of))
+    do = partial(unets_errors, where, folder / "runs" / "unets")
+    needs = tuple(f"unets/trained/{name}" for name in unets.MEMBERS)
+    return [*found, Task("early/errors/unets", do, needs, (unets.MEMBERS, LEVELS, IMAGES, SEED), dtype="float32")]
 
 
 def levels(process: Process, steps: int) -> list[float]:
@@ -147,39 +152,49 @@ def stitched(loaded: Mapping[str, Denoiser]) -> dict[str, Denoiser]:
     return {"0": loaded["large"]} | {f"{AROUND:g}": hs.Stitched(loaded, plans[f"{AROUND:g}"])}
 
 
-def errors(field: Field, known: Mapping[str, Member]) -> Result:
-    """By noise level, squared errors of members' images given the labels, of images held out that all members get
-    with the same noise."""
-    data = field.test()
-    rows = torch.arange(IMAGES)
-    x0, labels = data.images(rows), data.labels[rows]
+def transformers_errors(field: Field, known: Mapping[str, Member]) -> Result:
+    """Of part B's transformers, given the labels."""
     loaded = {name: member.load() for name, member in known.items()}
-    process = loaded["large"].process
+    answers = {name: lambda x, t, labels, of=of: of(x, t, labels).x0 for name, of in loaded.items()}
+    return errors(field, loaded["large"].process, answers)
+
+
+def unets_errors(field: Field, pair: Path) -> Result:
+    """Of part B's U-Nets, which know no labels and predict eps under the papers' betas, their scheduler's default."""
+    loaded = {name: UNet2DModel.from_pretrained(pair / name, subfolder="unet") for name in unets.MEMBERS}
+
+    def answer(net: UNet2DModel, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return PUBLISHED.x0_eps(net(x, t.long()).sample, x, t)[0]
+
+    return errors(field, PUBLISHED, {name: partial(answer, net) for name, net in loaded.items()})
+
+
+@torch.no_grad()
+def errors(field: Field, process: Process, answers: Mapping[str, Answer]) -> Result:
+    """By noise level, squared errors of what members take images to be, of images held out that all of them get with
+    the same noise."""
+    data, rows = field.test(), torch.arange(IMAGES)
+    x0, labels = data.images(rows), data.labels[rows]
     random = torch.Generator().manual_seed(SEED)
     found: dict[str, Any] = {}
     for share in sorted(LEVELS, reverse=True):
         t = torch.full((IMAGES,), share * process.timesteps, dtype=torch.float64)
         x = process.add_noise(x0, torch.randn(x0.shape, generator=random), t)
-        each = {name: squared(member, x, t, labels, x0) for name, member in loaded.items()}
-        mean = {name: float(of.mean()) for name, of in each.items()}
+        each = {name: squared(answer, x, t, labels, x0) for name, answer in answers.items()}
         found[f"{share:g}"] = {
             "log_snr": float(process.log_snr(t[:1])),
-            "error": mean,
+            "error": {name: float(of.mean()) for name, of in each.items()},
             "to_large": {name: ratio(each[name], each["large"]) for name in each if name != "large"},
         }
     return {"images": IMAGES, "levels": found}
 
 
-@torch.no_grad()
-def squared(member: Denoiser, x: Tensor, t: Tensor, labels: Tensor, x0: Tensor) -> Tensor:
-    """(N,) mean squared error of what a member takes the images to be."""
-    parts = [
-        (member(x[i : i + BATCH], t[i : i + BATCH], labels[i : i + BATCH]).x0 - x0[i : i + BATCH])
-        .square()
-        .mean((1, 2, 3))
-        for i in range(0, len(x), BATCH)
-    ]
-    return torch.cat(parts).double()
+def squared(answer: Answer, x: Tensor, t: Tensor, labels: Tensor, x0: Tensor) -> Tensor:
+    """(N,) mean squared errors."""
+    each = [tensor.split(BATCH) for tensor in (x, t, labels, x0)]
+    return torch.cat(
+        [(answer(*three) - x0).square().mean((1, 2, 3)) for *three, x0 in zip(*each, strict=True)]
+    ).double()
 
 
 def ratio(a_N: Tensor, b_N: Tensor) -> dict[str, float]:
@@ -195,5 +210,5 @@ def summary(ledger: Ledger) -> dict[str, Any]:
     return {
         "sampling": {"steps": STEPS, "guidance": GUIDANCE, "samples": CLOSE, "seed": SEED, "batch": BATCH},
         "judged": {key: results[f"judged/{key}"] | vars(early) for key, early in EARLY.items()},
-        "errors": results["errors"],
+        "errors": {kind: results[f"errors/{kind}"] for kind in ("transformers", "unets")},
     }

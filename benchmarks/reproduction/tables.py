@@ -231,13 +231,17 @@ def early(read: Mapping[str, Summary]) -> str:
 
 def errors(summary: Summary) -> str:
     """How much larger smaller members' errors are, by noise level."""
-    levels = summary["errors"]["levels"]
-    names = next(iter(levels.values()))["to_large"]
-    rows = []
-    for t, row in levels.items():
-        ratios = [pm(row["to_large"][name]["value"], row["to_large"][name]["half_width"]) for name in names]
-        rows.append([t, f"{row['log_snr']:.1f}", f"{row['error']['large']:.4f}", *ratios])
-    return table(["t / T", "log-SNR", "error of the large member", *(f"{name}, to it" for name in names)], rows)
+    kinds, rows, head = summary["errors"], [], ["t / T"]
+    for name, kind in (("transformers", "transformer"), ("unets", "U-Net")):
+        smaller = next(iter(kinds[name]["levels"].values()))["to_large"]
+        head += [f"{kind}s: log-SNR", f"error of the large {kind}", *(f"{one}, to it" for one in smaller)]
+    for t in kinds["transformers"]["levels"]:
+        row = [t]
+        for one in (kinds[name]["levels"][t] for name in ("transformers", "unets")):
+            row += [f"{one['log_snr']:.1f}", f"{one['error']['large']:.4f}"]
+            row += [pm(of["value"], of["half_width"]) for of in one["to_large"].values()]
+        rows.append(row)
+    return table(head, rows)
 
 
 def rounded(summary: Summary) -> str:

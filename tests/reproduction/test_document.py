@@ -176,9 +176,10 @@ def an_early_pair():
     return {"log_snr_at_seam": -3.4, "plans": plans, "to_largest": stitching.beside(mixed, whole)}
 
 
-def some_errors():
+def some_errors(field, process, answers):
     ratio = {"value": 1.1, "half_width": 0.02}
-    row = {"log_snr": -1.0, "error": {"large": 0.1}, "to_large": {"small": ratio, "middle": ratio}}
+    smaller = {name: ratio for name in answers if name != "large"}
+    row = {"log_snr": -1.0, "error": {"large": 0.1}, "to_large": smaller}
     return {"images": 1, "levels": {f"{share:g}": row for share in early.LEVELS}}
 
 
@@ -255,7 +256,9 @@ def made_up(monkeypatch, tmp_path):
     monkeypatch.setattr(colour, "measured", some_costs)
     monkeypatch.setattr(colour, "seconds", some_seconds)
     monkeypatch.setattr(early, "judge", lambda *_: an_early_pair())
-    monkeypatch.setattr(early, "errors", lambda *_: some_errors())
+    monkeypatch.setattr(early, "errors", some_errors)
+    monkeypatch.setattr(early.UNet2DModel, "from_pretrained", lambda *_, **__: None)
+    monkeypatch.setattr(early.Member, "load", lambda self: SimpleNamespace(process=None))
     ledger = Ledger(tmp_path / "out" / "results")
     for part in PARTS:
         module = sys.modules[f"reproduction.{part}"]

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DDPMScheduler, UNet2DModel
 
 import hemstitch as hs
 from hemstitch import Plan, Process
 from hemstitch.denoiser import Denoiser, NetDenoiser, Prediction
 from hemstitch.grid import timesteps
 from hemstitch.models import build
-from reproduction import early, fields, networks
+from reproduction import early, fields, networks, unets
 
 
 def test_levels_are_those_of_the_papers_steps():
@@ -104,7 +105,7 @@ def test_errors_are_of_the_same_noisy_images(field, monkeypatch):
     known = {
         name: type("Known", (), {"load": lambda self, member=member: member})() for name, member in members.items()
     }
-    told = early.errors(field, known)
+    told = early.transformers_errors(field, known)
     assert list(told["levels"]) == ["0.8", "0.2"]
     for row in told["levels"].values():
         assert row["error"]["large"] == pytest.approx(0.01, rel=1e-4)
@@ -113,6 +114,26 @@ def test_errors_are_of_the_same_noisy_images(field, monkeypatch):
         assert torch.equal(a, b)
         assert set(t.tolist()) in ({200.0}, {800.0})
         assert set(labels.tolist()) <= set(range(10))
+
+
+def test_a_unet_is_asked_for_the_noise_under_its_scheduler(field, tmp_path, monkeypatch):
+    """By diffusers' own scheduler: errors of the image are the noise's, by sigma over alpha."""
+    monkeypatch.setattr(early, "IMAGES", 4)
+    monkeypatch.setattr(early, "LEVELS", (0.3, 0.9))
+    scheduler, data = DDPMScheduler(), field.data()
+    for name, member in unets.MEMBERS.items():
+        unets.unet(replace(member, widths=(8, 8, 8)), data).save_pretrained(tmp_path / name / "unet")
+    told = early.unets_errors(field, tmp_path)
+    random = torch.Generator().manual_seed(early.SEED)
+    x0 = field.test().images(torch.arange(4))
+    net = UNet2DModel.from_pretrained(tmp_path / "small", subfolder="unet")
+    for t, share in ((900, "0.9"), (300, "0.3")):
+        noise = torch.randn(x0.shape, generator=random)
+        with torch.no_grad():
+            eps = net(scheduler.add_noise(x0, noise, torch.full((4,), t)), torch.full((4,), t)).sample
+        signal = scheduler.alphas_cumprod[t]
+        wanted = (eps - noise).square().mean() * (1 - signal) / signal
+        assert told["levels"][share]["error"]["small"] == pytest.approx(float(wanted), rel=1e-3)
 
 
 def test_a_ratio_of_pairs_is_closer_than_of_strangers():
