@@ -35,7 +35,7 @@ from .stitching import CLOSE, FEW, FIFTHS, SEED, TENTHS, Look, Pair, fractions
 from .work import Ledger, Result, Task
 
 BUDGETS = (0.3, 0.5, 0.7, 0.9)
-GUIDES = (1.1, 1.25, 1.5, 2.0, 3.0)
+GUIDES = (1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
 SEAMS = (0.4, 0.6, 0.8)  # fractions beside which each sample has a seam of its own
 SHORT = Look(steps=25)
 CHOSEN_BY, JUDGED = FEW, 2 * FEW  # samples by which thresholds and scales are chosen, and others that judge them

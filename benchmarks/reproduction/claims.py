@@ -19,7 +19,7 @@ from hemstitch.evaluate.score import NORMAL_95, Score
 from . import tables
 from .fields import distance_of
 from .stitching import beside
-from .tables import Summary, gap, over, reached, signed
+from .tables import Summary, gap, is_same, over, reached, signed
 
 YES, NO, OPEN, PART = "reproduced", "not reproduced", "undecided at this scale", "in part"
 OURS = {YES: "yes", NO: "no", OPEN: "undecided"}  # of what no paper claims
@@ -257,8 +257,12 @@ def searched(kind: str) -> Here:
         plans = read["beyond"]["found"]["plans"]
         rows = {key.removeprefix("found "): row.get(f"to_best_{kind}") for key, row in plans.items() if key[:2] == "fo"}
         told = {key: row for key, row in rows.items() if row is not None}
-        figures = "; ".join(f"{100 * float(key):.0f} %: {gap(row)} than {row['best']}" for key, row in told.items())
-        return figures, of_all(below(row["said"]) for row in told.values())
+        each = {
+            key: f"the plan found is {row['best']}" if is_same(row) else f"{gap(row)} than {row['best']}"
+            for key, row in told.items()
+        }
+        figures = "; ".join(f"{100 * float(key):.0f} %: {said}" for key, said in each.items())
+        return figures, of_all(NO if is_same(row) else below(row["said"]) for row in told.values())
 
     return here
 

@@ -104,21 +104,21 @@ def fraction_curve(small_first: Sequence[Point], fewer: Sequence[Point], more: S
     """Distance against the time of the large member alone: fractions, the large member in fewer steps, other plans."""
     figure, axes = plt.subplots(figsize=(8, 4.6), dpi=150, layout="constrained")
 
-    def line(points: Sequence[Point], label: str, below: bool = False, **look: Any) -> None:
+    def line(points: Sequence[Point], label: str, at: tuple[int, int], **look: Any) -> None:
         points = sorted(points, key=lambda point: point.x)
         values = [point.row["distance"]["value"] for point in points]
         errors = [NORMAL_95 * point.row["distance"]["error"] for point in points]
         axes.errorbar([p.x for p in points], values, errors, label=label, capsize=2, linewidth=1.4, **look)
         for point, value in zip(points, values, strict=True):
-            place = {"textcoords": "offset points", "xytext": (4, -11 if below else 6)}
+            place = {"textcoords": "offset points", "xytext": at, "ha": "left" if at[0] > 0 else "right"}
             axes.annotate(point.label, (point.x, value), fontsize=7, color=look["color"], **place)
 
-    line(small_first, "small on the first share of the steps", color=BLUE, marker="o")
+    line(small_first, "small on the first share of the steps", (4, 6), color=BLUE, marker="o")
     if fewer:
         dashed = {"color": BROWN, "marker": "s", "linestyle": "--", "markerfacecolor": "white"}
-        line(fewer, "the large member alone, fewer steps", below=True, **dashed)
+        line(fewer, "the large member alone, fewer steps", (4, -11), **dashed)
     if more:
-        line(more, "found by search, by its budget", True, color=GREEN, marker="*", linestyle="none", markersize=9)
+        line(more, "found by search, by its budget", (-4, -11), color=GREEN, marker="*", linestyle="none", markersize=9)
     _logarithmic(axes)
     _dress(axes, title, "time, of the large member alone at all steps", DISTANCE)
     axes.legend(frameon=False, fontsize=8)

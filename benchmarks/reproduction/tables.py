@@ -68,10 +68,15 @@ def signed(value: float, half: float) -> str:
 
 
 def gap(row: Summary) -> str:
-    """A difference of distances, with what its interval says. Nothing of a thing to itself."""
-    if not (row["gap"] or row["half_width"]):
-        return ""
+    """A difference of distances, with what its interval says."""
+    if is_same(row):
+        return "the same"
     return f"{signed(row['gap'], row['half_width'])}, {SAID[row['said']]}"
+
+
+def is_same(row: Summary) -> bool:
+    """Whether a difference is one of a thing to itself."""
+    return not (row["gap"] or row["half_width"])
 
 
 # What is measured by, and how hyper-parameters were chosen
