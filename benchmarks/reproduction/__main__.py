@@ -5,7 +5,7 @@
     python -m benchmarks.reproduction --workers 2                      # beside one another, on a core each
     python -m benchmarks.reproduction --part write                     # results and figures of what there is by now
     python -m benchmarks.reproduction --take                           # what is published is done: the rest alone
-    python -m benchmarks.reproduction --part quick --workers 2         # a quarter of an hour: one seed of A and B
+    python -m benchmarks.reproduction --part quick --workers 2         # ten minutes: one seed of A and B
 
 Every part goes on where it was stopped (Ctrl-C, SIGTERM or worse); a task that is done is not done again. Results are
 under OUT/results, one file for each task; `write` copies them into benchmarks/results/reproduction, and brings the
@@ -51,6 +51,12 @@ def main() -> int:
     unknown = [part for part in asked if part not in ALL]
     if unknown:
         parser.error(f"parts are {', '.join(ALL)}, not {', '.join(unknown)}")
+    if known.workers < 1:
+        parser.error(f"--workers is at least 1, not {known.workers}")
+    try:
+        known.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {known.out} cannot be a folder: {error.strerror}")
     chosen = [part for part in (*PARTS, "quick") if part in asked]
     try:
         if known.take and not known.worker:
@@ -107,6 +113,8 @@ def alone(out: Path, parts: list[str], only: str, only_list: bool) -> int:
     every = {t.name: t for part in {*PARTS, *parts} for t in import_module(f"{__package__}.{part}").tasks(out)}
     asked = [t.name for part in parts for t in import_module(f"{__package__}.{part}").tasks(out)]
     tasks = with_needs([name for name in dict.fromkeys(asked) if name.startswith(only)], every)
+    if asked and not tasks:
+        raise HemstitchError(f"no task of {', '.join(parts)} has a name that begins with {only!r}: --list has them all")
     if only_list:
         for task in tasks:
             print(f"{'done' if ledger.done(task.name) else 'left'}  {task.name}")
