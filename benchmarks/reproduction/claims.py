@@ -210,10 +210,21 @@ def settings(group: str, more: Mapping[str, str] | None = None, but: tuple[str, 
     return here
 
 
-def at_their_levels(read: Read) -> tuple[str, str]:
-    one = read["early"]["judged"]["levels"]
-    row, whole = one["to_largest"], one["plans"]["0"]["distance"]["value"]
-    return f"{loss(row, whole)} of {whole:.2f}", at_no_loss(row, whole)
+def early(attempt: str) -> Here:
+    def here(read: Read) -> tuple[str, str]:
+        one = read["early"]["judged"][attempt]
+        row, whole = one["to_largest"], one["plans"]["0"]["distance"]["value"]
+        return f"{loss(row, whole)} of {whole:.2f}; {one['times_as_fast']:.2f}×", at_no_loss(row, whole)
+
+    return here
+
+
+def early_to_fewer(attempt: str) -> Here:
+    def here(read: Read) -> tuple[str, str]:
+        one = read["early"]["judged"][attempt]
+        return f"{gap(one['to_fewer'])} than {one['fewer_steps']} steps", below(one["to_fewer"]["said"])
+
+    return here
 
 
 def tuned(read: Read) -> tuple[str, str]:
@@ -350,7 +361,14 @@ CLAIMS = (
     Claim("… which is faster", "16.5 s to 11.0 s, 1.50×", ("stitching",), speed),
     Claim("… with U-Nets", "20.11 to 18.60 (LDM)", ("unets",), early_steps("unets")),
     Claim("… in colour", "", ("colour",), early_steps("colour")),
-    Claim("… where the steps lie at the noise levels of the paper's", "9.20 to 8.95", ("early",), at_their_levels),
+    Claim("… where the steps lie at the noise levels of the paper's", "9.20 to 8.95", ("early",), early("levels")),
+    Claim("… there, with the middle member first", "", ("early",), early("levels, middle")),
+    Claim(
+        "… which is better than fewer steps of the large member at equal time",
+        "",
+        ("early",),
+        early_to_fewer("levels, middle"),
+    ),
     Claim("… at any number of steps", "10 to 250 (figures)", ("stitching",), settings("steps", {"50": "fractions"})),
     Claim(
         "… with other samplers",

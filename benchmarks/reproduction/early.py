@@ -9,6 +9,7 @@ noise is measured, without sampling.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +23,9 @@ from torch import Tensor
 import hemstitch as hs
 from hemstitch import Process
 from hemstitch.denoiser import Denoiser
-from hemstitch.evaluate.score import NORMAL_95
+from hemstitch.evaluate.score import NORMAL_95, Score
 from hemstitch.grid import timesteps
+from hemstitch.stitch.search.cost import Costs
 
 from . import attempts, stitching, switch, unets
 from .fields import BATCH, Field, classes, draws, fashion, sampled_rows, told
@@ -40,12 +42,14 @@ Answer = Callable[[Tensor, Tensor, Tensor], Tensor]  # noisy images, their times
 
 @dataclass(frozen=True)
 class Member:
-    """Averaged weights of a run after so many steps; the task that makes them, and what they hang on."""
+    """Averaged weights of a run after so many steps; the task that makes them, and what they hang on. size: the member
+    of part B that its steps cost as much as."""
 
     run: Path
     step: int
     task: str
     of: object
+    size: str
 
     def load(self) -> Denoiser:
         return at(self.run, self.step)
@@ -88,27 +92,27 @@ def members(field: Field, runs: Path) -> dict[str, Member]:
         "large": "switch/trained/dit-0",
     }
     found = {
-        name: Member(runs / recipe.name, recipe.train.steps, made_by[name], marked(recipe))
+        name: Member(runs / recipe.name, recipe.train.steps, made_by[name], marked(recipe), name)
         for name, recipe in recipes.items()
     }
     small, steps = found["small"], recipes["large"].train.steps
-    found["young"] = Member(small.run, steps, small.task, (small.of, steps))
+    found["young"] = Member(small.run, steps, small.task, (small.of, steps), "small")
     for key in ("cooled", "longer"):
         run = runs / f"attempts-{key}-dit-0"
         mine = attempts.ATTEMPTS[key].recipe(field, run.name, "dit", 0)
         made_of = marked(mine), found["large"].of
-        found[key] = Member(run, mine.train.steps, f"attempts/trained/{key}/dit-0", made_of)
+        found[key] = Member(run, mine.train.steps, f"attempts/trained/{key}/dit-0", made_of, "large")
     return found
 
 
 def tasks(folder: Path) -> list[Task]:
     where = fashion(folder)
-    known = members(where, folder / "runs")
+    known, ledger = members(where, folder / "runs"), Ledger(folder / "results")
     found = []
     for key, early in EARLY.items():
         pair = {"small": known[early.small], "large": known[early.large]}
-        do = partial(judge, where, pair, early.published, folder / "features" / "early")
-        needs = ("switch/field", *(member.task for member in pair.values()))
+        do = partial(judge, where, pair, early.published, folder / "features" / "early", ledger)
+        needs = ("switch/field", "stitching/costs", *(member.task for member in pair.values()))
         of = (where.settings, [member.of for member in pair.values()], early.published, STEPS, GUIDANCE, AROUND)
         found.append(Task(f"early/judged/{key}", do, needs, (*of, CLOSE, SEED, BATCH)))
     three = {name: known[name] for name in ("small", "middle", "large")}
@@ -125,31 +129,39 @@ def levels(process: Process, steps: int) -> list[float]:
     return process.time_of(PUBLISHED.log_snr(timesteps(PUBLISHED, steps))).tolist()
 
 
-def judge(field: Field, pair: Mapping[str, Member], published: bool, kept: Path) -> Result:
-    """r = 0 and r = .4 on the same samples, with the log-SNR down to which the small member goes."""
+def judge(field: Field, pair: Mapping[str, Member], published: bool, kept: Path, ledger: Ledger) -> Result:
+    """r = 0, r = .4, and the large member alone at the fewest steps that take as long as that, on the same samples;
+    with the log-SNR down to which the small member goes."""
     loaded = {name: member.load() for name, member in pair.items()}
-    process = loaded["large"].process
-    grid = levels(process, STEPS) if published else "released"
-    look: dict[str, Any] = {"sampler": "ddim", "steps": STEPS, "guidance": GUIDANCE, "grid": grid}
-    scores = {
-        key: field.scores(sampled_rows(field, model, CLOSE, kept, SEED, **look), classes(CLOSE))
-        for key, model in stitched(loaded).items()
-    }
+    process, mixed = loaded["large"].process, f"{AROUND:g}"
+    costs = Costs.from_data(ledger["stitching/costs"]["costs"])
+    small, large = (costs.ms(pair[name].size, GUIDANCE != 1) for name in ("small", "large"))
     first = round(AROUND * STEPS)
+    taken = (first * small + (STEPS - first) * large) / large  # steps of the large member
+
+    def grid(steps: int) -> str | list[float]:
+        return levels(process, steps) if published else "released"
+
+    def scores(model: Denoiser, steps: int = STEPS) -> dict[str, Score]:
+        look: dict[str, Any] = {"sampler": "ddim", "steps": steps, "guidance": GUIDANCE, "grid": grid(steps)}
+        return field.scores(sampled_rows(field, model, CLOSE, kept, SEED, **look), classes(CLOSE))
+
+    judged = {
+        "0": scores(loaded["large"]),
+        mixed: scores(hs.Stitched(loaded, fractions((AROUND,), STEPS)[mixed])),
+        "fewer": scores(loaded["large"], math.ceil(taken)),
+    }
     return {
-        "log_snr_at_seam": float(process.log_snr(timesteps(process, STEPS, grid))[first]),
+        "log_snr_at_seam": float(process.log_snr(timesteps(process, STEPS, grid(STEPS)))[first]),
+        "times_as_fast": STEPS / taken,
+        "fewer_steps": math.ceil(taken),
         "plans": {
             key: {name: told(score) for name, score in by_name.items()} | {"draws": draws(by_name["distance"])}
-            for key, by_name in scores.items()
+            for key, by_name in judged.items()
         },
-        "to_largest": beside(scores[f"{AROUND:g}"]["distance"], scores["0"]["distance"]),
+        "to_largest": beside(judged[mixed]["distance"], judged["0"]["distance"]),
+        "to_fewer": beside(judged[mixed]["distance"], judged["fewer"]["distance"]),
     }
-
-
-def stitched(loaded: Mapping[str, Denoiser]) -> dict[str, Denoiser]:
-    """The large member alone, and what the small one begins."""
-    plans = fractions((0.0, AROUND), STEPS)
-    return {"0": loaded["large"]} | {f"{AROUND:g}": hs.Stitched(loaded, plans[f"{AROUND:g}"])}
 
 
 def transformers_errors(field: Field, known: Mapping[str, Member]) -> Result:

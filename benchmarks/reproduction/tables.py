@@ -218,20 +218,23 @@ def early(read: Mapping[str, Summary]) -> str:
     """Beside part B's own at as many steps."""
     rows = []
 
-    def add(name: str, log_snr: str, whole: Summary, mixed: Summary, row: Summary) -> None:
+    def add(name: str, one: Summary, whole: Summary, mixed: Summary, row: Summary, fewer: Summary) -> None:
         value = whole["value"]
         less = f"{signed(100 * row['gap'] / value, 100 * row['half_width'] / value)} %"
-        rows.append([name, log_snr, of(whole), of(mixed), gap(row), less])
+        cells = [f"{one['log_snr_at_seam']:.1f}", of(whole), of(mixed), gap(row), less, f"{one['times_as_fast']:.2f}×"]
+        rows.append([name, *cells, f"{one['fewer_steps']} steps: {gap(fewer)}"])
 
     judged = read["early"]["judged"]
     if "stitching" in read:
-        own = next(one for one in judged.values() if not one["published"])
-        closer = read["stitching"][f"steps/{read['early']['sampling']['steps']}"]["closer"]
-        add("as in part B", f"{own['log_snr_at_seam']:.1f}", closer["whole"], closer["mixed"], closer)
+        own = next(one for one in judged.values() if not one["published"] and one["small"] == "small")
+        there = read["stitching"][f"steps/{read['early']['sampling']['steps']}"]
+        closer, fewer = there["closer"], there["to_fewer_steps"]["0.4"]
+        add("as in part B", own, closer["whole"], closer["mixed"], closer, fewer)
     for one in judged.values():
         whole, mixed = (one["plans"][r]["distance"] for r in ("0", "0.4"))
-        add(one["differs"], f"{one['log_snr_at_seam']:.1f}", whole, mixed, one["to_largest"])
-    return table(["", "log-SNR at the seam", "r = 0", "r = 0.4", "difference", "of r = 0"], rows)
+        add(one["differs"], one, whole, mixed, one["to_largest"], one["to_fewer"])
+    head = ["", "log-SNR at the seam", "r = 0", "r = 0.4", "difference", "of r = 0", "speed"]
+    return table([*head, "r = 0.4 to the large member in as many steps as take its time"], rows)
 
 
 def errors(summary: Summary) -> str:

@@ -11,7 +11,10 @@ from hemstitch import Plan, Process
 from hemstitch.denoiser import Denoiser, NetDenoiser, Prediction
 from hemstitch.grid import timesteps
 from hemstitch.models import build
+from hemstitch.stitch.search.cost import Cost, Costs
 from reproduction import early, fields, networks, unets
+
+COST = {"small": 1.0, "large": 4.0}
 
 
 def test_levels_are_those_of_the_papers_steps():
@@ -44,7 +47,8 @@ def test_attempts_differ_from_part_b_in_what_they_say(tmp_path):
 class Kept:
     """A member that is there already."""
 
-    def __init__(self, field, seed):
+    def __init__(self, field, seed, size):
+        self.size = size
         recipe = networks.transformer(field, "tiny", width=8, depth=1, heads=2)
         net, random = build(recipe.net), torch.Generator().manual_seed(seed)
         for weight in net.parameters():
@@ -59,17 +63,25 @@ class Kept:
 def test_a_pair_is_judged_on_the_same_samples(field, tmp_path, monkeypatch, published):
     monkeypatch.setattr(early, "CLOSE", 10)
     monkeypatch.setattr(early, "STEPS", 5)
-    pair = {"small": Kept(field, 0), "large": Kept(field, 1)}
-    told = early.judge(field, pair, published, tmp_path)
+    pair = {"small": Kept(field, 0, "small"), "large": Kept(field, 1, "large")}
+    entries = [Cost(m, guided, c * (1 + guided), 0, 0, 0) for m, c in COST.items() for guided in (False, True)]
+    ledger = {"stitching/costs": {"costs": Costs("CPU", "float32", 1, 125, "ddim", tuple(entries), "").to_data()}}
+    told = early.judge(field, pair, published, tmp_path, ledger)
     both = {name: member.load() for name, member in pair.items()}
     grid = early.levels(both["large"].process, 5) if published else "released"
     look = {"steps": 5, "guidance": early.GUIDANCE, "grid": grid, "seeds": [(early.SEED, i) for i in range(10)]}
     labels = torch.arange(10) % 10
-    for key, plan in {"0": Plan.steps_each({"large": 5}), "0.4": Plan.steps_each({"small": 2, "large": 3})}.items():
+    plans = {"0": Plan.steps_each({"large": 5}), "0.4": Plan.steps_each({"small": 2, "large": 3})}
+    plans["fewer"] = Plan.steps_each({"large": 4})  # 2 of 1 and 3 of 4 are 14; 3 steps of 4 are 12
+    assert (told["fewer_steps"], told["times_as_fast"]) == (4, pytest.approx(20 / 14))
+    for key, plan in plans.items():
+        if key == "fewer":
+            look |= {"steps": 4, "grid": early.levels(both["large"].process, 4) if published else "released"}
         wanted = field.scores(field.rows(hs.generate(hs.Stitched(both, plan), labels, **look)), labels)["distance"]
         assert told["plans"][key]["distance"]["value"] == pytest.approx(wanted.value, rel=1e-6)
-    gap = told["plans"]["0.4"]["distance"]["value"] - told["plans"]["0"]["distance"]["value"]
-    assert told["to_largest"]["gap"] == pytest.approx(gap)
+    distance = {key: plan["distance"]["value"] for key, plan in told["plans"].items()}
+    assert told["to_largest"]["gap"] == pytest.approx(distance["0.4"] - distance["0"])
+    assert told["to_fewer"]["gap"] == pytest.approx(distance["0.4"] - distance["fewer"])
     assert (told["log_snr_at_seam"] < -2) == published
 
 
