@@ -222,7 +222,9 @@ def early(attempt: str) -> Here:
 def early_to_fewer(attempt: str) -> Here:
     def here(read: Read) -> tuple[str, str]:
         one = read["early"]["judged"][attempt]
-        return f"{gap(one['to_fewer'])} than {one['fewer_steps']} steps", below(one["to_fewer"]["said"])
+        there, own = one["to_fewer"], one["to_fewer_there"]
+        figures = f"{gap(there)} than {one['fewer_steps']} steps there; {gap(own)} than at part B's levels"
+        return figures, of_all(below(row["said"]) for row in (there, own))
 
     return here
 

@@ -28,7 +28,7 @@ from hemstitch.grid import timesteps
 from hemstitch.stitch.search.cost import Costs
 
 from . import attempts, stitching, switch, unets
-from .fields import BATCH, Field, classes, draws, fashion, sampled_rows, told
+from .fields import BATCH, Field, classes, distance_of, draws, fashion, sampled_rows, told
 from .networks import at, marked
 from .stitching import AROUND, CLOSE, SEED, beside, fractions
 from .work import Ledger, Result, Task
@@ -217,10 +217,18 @@ def ratio(a_N: Tensor, b_N: Tensor) -> dict[str, float]:
 
 
 def summary(ledger: Ledger) -> dict[str, Any]:
-    """Results by attempt, in the order of `EARLY`."""
+    """Results by attempt, in the order of `EARLY`. Those at other noise levels are also held against the large member
+    in fewer steps at part B's levels, of the same samples, lest it be the levels that are worse for fewer steps."""
     results = ledger.all("early")
+    judged: dict[str, Any] = {key: results[f"judged/{key}"] | vars(early) for key, early in EARLY.items()}
+    for one in judged.values():
+        for other in judged.values():
+            alike = all(one[what] == other[what] for what in ("large", "fewer_steps"))
+            if alike and one["published"] and not other["published"]:
+                distances = (distance_of(one["plans"][f"{AROUND:g}"]), distance_of(other["plans"]["fewer"]))
+                one["to_fewer_there"] = beside(*distances)
     return {
         "sampling": {"steps": STEPS, "guidance": GUIDANCE, "samples": CLOSE, "seed": SEED, "batch": BATCH},
-        "judged": {key: results[f"judged/{key}"] | vars(early) for key, early in EARLY.items()},
+        "judged": judged,
         "errors": {kind: results[f"errors/{kind}"] for kind in ("transformers", "unets")},
     }

@@ -222,7 +222,8 @@ def early(read: Mapping[str, Summary]) -> str:
         value = whole["value"]
         less = f"{signed(100 * row['gap'] / value, 100 * row['half_width'] / value)} %"
         cells = [f"{one['log_snr_at_seam']:.1f}", of(whole), of(mixed), gap(row), less, f"{one['times_as_fast']:.2f}×"]
-        rows.append([name, *cells, f"{one['fewer_steps']} steps: {gap(fewer)}"])
+        there = gap(one["to_fewer_there"]) if "to_fewer_there" in one else ""
+        rows.append([name, *cells, f"{one['fewer_steps']} steps: {gap(fewer)}", there])
 
     judged = read["early"]["judged"]
     if "stitching" in read:
@@ -234,7 +235,7 @@ def early(read: Mapping[str, Summary]) -> str:
         whole, mixed = (one["plans"][r]["distance"] for r in ("0", "0.4"))
         add(one["differs"], one, whole, mixed, one["to_largest"], one["to_fewer"])
     head = ["", "log-SNR at the seam", "r = 0", "r = 0.4", "difference", "of r = 0", "speed"]
-    return table([*head, "r = 0.4 to the large member in as many steps as take its time"], rows)
+    return table([*head, "r = 0.4 to the large member in as many steps as take its time", "… at part B's levels"], rows)
 
 
 def errors(summary: Summary) -> str:

@@ -172,7 +172,8 @@ def guides(field, load, kept):
 
 def an_early_pair():
     whole, mixed = score(7.0), score(7.1, 1)
-    plans = {"0": {"distance": told(whole)}, "0.4": {"distance": told(mixed)}}
+    plans = {"0": whole, "0.4": mixed, "fewer": whole}
+    plans = {key: {"distance": told(of), "draws": draws(of)} for key, of in plans.items()}
     gap = stitching.beside(mixed, whole)
     told_ = {"log_snr_at_seam": -3.4, "times_as_fast": 1.5, "fewer_steps": 17}
     return told_ | {"plans": plans, "to_largest": gap, "to_fewer": gap}
