@@ -2,7 +2,7 @@
 
 The paper's small member does its share of the steps at no loss. What may be otherwise: how far the members' sizes are
 apart, how long each was trained, and where in the noise the steps lie. Under the linear betas of DiT the first 40 % of
-the steps are over before an image shows, at a log-SNR of -3.6; under the cosine schedule they reach -0.6. So one
+the steps are over before an image shows, at a log-SNR of -3.4; under the cosine schedule they reach -0.6. So one
 attempt visits the noise levels of DiT's steps with part B's own networks. And by how much the members differ at which
 noise is measured, without sampling.
 """
@@ -21,13 +21,13 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 import hemstitch as hs
-from hemstitch import Process
+from hemstitch import Plan, Process
 from hemstitch.denoiser import Denoiser
 from hemstitch.evaluate.score import NORMAL_95, Score
 from hemstitch.grid import timesteps
 from hemstitch.stitch.search.cost import Costs
 
-from . import attempts, stitching, switch, unets
+from . import attempts, intervals, unets
 from .fields import BATCH, Field, classes, distance_of, draws, fashion, sampled_rows, told
 from .networks import at, marked
 from .stitching import AROUND, CLOSE, SEED, beside, fractions
@@ -81,18 +81,9 @@ EARLY: Mapping[str, Early] = {
 
 def members(field: Field, runs: Path) -> dict[str, Member]:
     """By name; the first three are those of part B."""
-    recipes = {
-        "small": stitching.small(field),
-        "middle": stitching.middle(field),
-        "large": switch.recipe(field, "dit", 0),
-    }
-    made_by = {
-        "small": "stitching/trained/small",
-        "middle": "stitching/trained/middle",
-        "large": "switch/trained/dit-0",
-    }
+    recipes = intervals.recipes(field)
     found = {
-        name: Member(runs / recipe.name, recipe.train.steps, made_by[name], marked(recipe), name)
+        name: Member(runs / recipe.name, recipe.train.steps, intervals.MADE_BY[name], marked(recipe), name)
         for name, recipe in recipes.items()
     }
     small, steps = found["small"], recipes["large"].train.steps
@@ -135,9 +126,11 @@ def judge(field: Field, pair: Mapping[str, Member], published: bool, kept: Path,
     loaded = {name: member.load() for name, member in pair.items()}
     process, mixed = loaded["large"].process, f"{AROUND:g}"
     costs = Costs.from_data(ledger["stitching/costs"]["costs"])
-    small, large = (costs.ms(pair[name].size, GUIDANCE != 1) for name in ("small", "large"))
-    first = round(AROUND * STEPS)
-    taken = (first * small + (STEPS - first) * large) / large  # steps of the large member
+    plan = fractions((AROUND,), STEPS)[mixed]
+    first = plan.counts["small"]
+    priced = Plan.steps_each({pair[name].size: count for name, count in plan.counts.items()})
+    guided = GUIDANCE != 1
+    taken = costs.of(priced, guided, 1) / costs.ms(pair["large"].size, guided)  # steps of the large member
 
     def grid(steps: int) -> str | list[float]:
         return levels(process, steps) if published else "released"
@@ -148,7 +141,7 @@ def judge(field: Field, pair: Mapping[str, Member], published: bool, kept: Path,
 
     judged = {
         "0": scores(loaded["large"]),
-        mixed: scores(hs.Stitched(loaded, fractions((AROUND,), STEPS)[mixed])),
+        mixed: scores(hs.Stitched(loaded, plan)),
         "fewer": scores(loaded["large"], math.ceil(taken)),
     }
     return {

@@ -44,6 +44,7 @@ WAYS = ("as trained", "own times", "all times")
 GAPS = (("own times", "as trained"), ("all times", "as trained"), ("own times", "all times"))
 ITERATIONS = 1_000
 SEEDS = (0, 1, 2)
+MADE_BY = {"small": "stitching/trained/small", "middle": "stitching/trained/middle", "large": "switch/trained/dit-0"}
 TRAINING_SEED, SAMPLING_SEED = 100, 3_000  # of the first; no other seed of training or sampling comes near
 LOOK: dict[str, Any] = {"sampler": "ddim"}
 NUM = 40 * BATCH
@@ -70,12 +71,7 @@ def recipes(field: Field) -> dict[str, Recipe]:
 
 def tasks(folder: Path) -> list[Task]:
     field, runs = fashion(folder), folder / "runs"
-    made_by = {
-        "small": "stitching/trained/small",
-        "middle": "stitching/trained/middle",
-        "large": "switch/trained/dit-0",
-    }
-    members = {name: Trained(runs / recipe.name, made_by[name]) for name, recipe in recipes(field).items()}
+    members = {name: Trained(runs / recipe.name, MADE_BY[name]) for name, recipe in recipes(field).items()}
     found = [
         task
         for seed in SEEDS

@@ -205,11 +205,9 @@ def _tried(
             return False
         try:
             ledger.do(task, origin, say)
-        except HemstitchError as error:
-            say(f"{task.name} failed: {error}")
-            failed.append(task.name)
-        except Exception:  # the others go on
-            say(f"{task.name} failed:\n{traceback.format_exc()}")
+        except Exception as error:  # the others go on
+            why = str(error) if isinstance(error, HemstitchError) else f"\n{traceback.format_exc()}"
+            say(f"{task.name} failed: {why}")
             failed.append(task.name)
         return True
 

@@ -91,3 +91,16 @@ def test_ddpm_recovers_mean_and_covariance(process, variance):
     # four dimensions: the estimate's own standard error is about |cov| * sqrt(2 * 4 / num)
     assert gaps[-1][0] < 4 * math.sqrt(float(MIXTURE.covariance.trace()) / num)
     assert gaps[-1][1] < 4 * float(MIXTURE.covariance.norm()) * math.sqrt(4 / num)
+
+
+def test_heun_needs_a_first_level_with_some_signal():
+    """As its docstring says: of the cosine schedule's last level, sigma/alpha of 2e4, its first step makes nonsense."""
+    model = MixtureDenoiser(MIXTURE, COSINE)
+    noise = torch.randn(64, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = sampling.generate(model, noise=noise, steps=1000, sampler="ddim")
+
+    def error(sampler, grid):
+        return float((sampling.generate(model, noise=noise, steps=10, sampler=sampler, grid=grid) - exact).norm())
+
+    later = COSINE.time_of(torch.linspace(-8.0, 9.0, 10, dtype=torch.float64)).tolist()
+    assert error("heun", later) < error("ddim", "released") < 0.1 * error("heun", "released")

@@ -176,3 +176,12 @@ def test_what_is_made_again_is_what_it_was_or_an_error(ledger, tmp_path):
     assert any("is another" in line for line in said)
     assert not ledger.done("b")
     assert not path.exists()  # or the next would take it for the one that was lost
+
+
+def test_an_error_that_names_its_fix_is_told_without_a_traceback(ledger):
+    def refuse():
+        raise HemstitchError("install the data")
+
+    told = []
+    assert work([Task("a", refuse)], ledger, told.append) == ["a"]
+    assert told[-1] == "a failed: install the data"
