@@ -67,8 +67,10 @@ class LabelGates(SwitchDiT):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """As `DiT.forward`, but for what `routing` is told."""
-        c_BD = self.t_embedder(t) + self.y_embedder(cast(Tensor, y))
-        z_BLD = self.x_embedder(x) + self.pos_embed
+        with torch.autocast(x.device.type, enabled=False):
+            e_BD = self.t_embedder(t)
+        c_BD = e_BD + self.y_embedder(cast(Tensor, y))
+        z_BLD = self.x_embedder(x.to(self.pos_embed.dtype)) + self.pos_embed
         for block, router, gate_BM in zip(self.blocks, self.routers, self.routing(c_BD, t), strict=True):
             z_BLD = block(router(z_BLD, gate_BM), c_BD, z_BLD)
         return unpatchify(self.final_layer(z_BLD, c_BD), self.config.patch, self.config.out_channels)

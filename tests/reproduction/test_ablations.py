@@ -167,6 +167,22 @@ def test_gates_by_label_follow_the_label_and_without_it_are_the_base():
     torch.testing.assert_close(net.prior_loss(TIMES), base.prior_loss(TIMES))
 
 
+@pytest.mark.parametrize("network", [Renormalised, Skipless, LabelGates])
+def test_a_variant_answers_in_bfloat16_as_it_is_judged(network):
+    net = grown(network)
+    wanted, found = answer(net), answer(net.to(torch.bfloat16))
+    assert found.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(found.float().flatten(), wanted.flatten(), 0) > 0.99
+
+
+def test_gates_by_label_see_times_as_exactly_under_autocast_as_the_base_does():
+    base, net = grown(SwitchDiT), grown(LabelGates)
+    for one in (base, net):
+        torch.nn.init.zeros_(one.y_embedder.embedding_table.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(answer(net), answer(base))
+
+
 def test_the_network_routes_by_the_gates_of_its_label():
     net = grown(LabelGates)
     given = []
