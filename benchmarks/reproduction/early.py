@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from hemstitch import Plan, Process
 from hemstitch.denoiser import Denoiser
 from hemstitch.evaluate.score import NORMAL_95, Score
 from hemstitch.grid import timesteps
+from hemstitch.recipe import Recipe
 from hemstitch.stitch.search.cost import Costs
 
-from . import attempts, intervals, unets
+from . import intervals, networks, switch, unets
 from .fields import BATCH, Field, classes, distance_of, draws, fashion, sampled_rows, told
-from .networks import at, marked
+from .networks import at, begin_at, held, marked
 from .stitching import AROUND, CLOSE, SEED, beside, fractions
 from .work import Ledger, Result, Task
 
@@ -37,6 +38,7 @@ STEPS, GUIDANCE = 25, 1.5
 PUBLISHED = Process("linear", "eps")  # of the papers
 LEVELS = tuple(t / 10 for t in range(1, 10))  # shares of the timesteps at which members are asked about the same
 IMAGES = 20 * BATCH
+TUNING_SEED = 200
 Answer = Callable[[Tensor, Tensor, Tensor], Tensor]  # noisy images, their times and labels, to images
 
 
@@ -88,18 +90,43 @@ def members(field: Field, runs: Path) -> dict[str, Member]:
     }
     small, steps = found["small"], recipes["large"].train.steps
     found["young"] = Member(small.run, steps, small.task, (small.of, steps), "small")
-    for key in ("cooled", "longer"):
-        run = runs / f"attempts-{key}-dit-0"
-        mine = attempts.ATTEMPTS[key].recipe(field, run.name, "dit", 0)
-        made_of = marked(mine), found["large"].of
-        found[key] = Member(run, mine.train.steps, f"attempts/trained/{key}/dit-0", made_of, "large")
+    for key, (recipe, _) in further(field).items():
+        run = runs / f"early-{key}"
+        found[key] = Member(
+            run, recipe.train.steps, f"early/trained/{key}", (marked(recipe), found["large"].of), "large"
+        )
     return found
+
+
+def further(field: Field) -> dict[str, tuple[Recipe, Callable[[Recipe, Path, Path], Result]]]:
+    """How the large member is trained on: what makes it a run of a recipe, from the run that it was."""
+    base = switch.recipe(field, "dit", 0)
+    cooled = replace(base.train, steps=1000, learning_rate=3e-4, seed=TUNING_SEED)
+    return {
+        "cooled": (replace(base, name="attempts-cooled-dit-0", train=cooled), tuned),
+        "longer": (switch.recipe(field, "dit", 0, base.train.steps * 3 // 2), gone_on),
+    }
+
+
+def tuned(recipe: Recipe, begun: Path, out: Path) -> Result:
+    """Begun with a run's averaged weights at the end."""
+    return networks.train(replace(recipe, train=replace(recipe.train, init=str(begun))), out)
+
+
+def gone_on(recipe: Recipe, begun: Path, out: Path) -> Result:
+    """A run of part A, trained on as it was."""
+    begin_at(begun, switch.STEPS, out, "provenance.jsonl", "metrics.jsonl")
+    return networks.train(recipe, out)
 
 
 def tasks(folder: Path) -> list[Task]:
     where = fashion(folder)
     known, ledger = members(where, folder / "runs"), Ledger(folder / "results")
     found = []
+    for key, (recipe, make) in further(where).items():
+        one, begun = known[key], known["large"]
+        do = partial(make, recipe, begun.run, one.run)
+        found.append(Task(one.task, do, (begun.task,), one.of, held(one.run, one.step)))
     for key, early in EARLY.items():
         pair = {"small": known[early.small], "large": known[early.large]}
         do = partial(judge, where, pair, early.published, folder / "features" / "early", ledger)
@@ -223,5 +250,6 @@ def summary(ledger: Ledger) -> dict[str, Any]:
     return {
         "sampling": {"steps": STEPS, "guidance": GUIDANCE, "samples": CLOSE, "seed": SEED, "batch": BATCH},
         "judged": judged,
+        "trained": {name: one for name, one in results.items() if name.startswith("trained/")},
         "errors": {kind: results[f"errors/{kind}"] for kind in ("transformers", "unets")},
     }

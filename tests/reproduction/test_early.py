@@ -11,8 +11,9 @@ from hemstitch import Plan, Process
 from hemstitch.denoiser import Denoiser, NetDenoiser, Prediction
 from hemstitch.grid import timesteps
 from hemstitch.models import build
+from hemstitch.run import Run
 from hemstitch.stitch.search.cost import Cost, Costs
-from reproduction import early, fields, networks, unets
+from reproduction import early, fields, networks, switch, unets
 
 COST = {"small": 1.0, "large": 4.0}
 
@@ -155,3 +156,72 @@ def test_a_ratio_of_pairs_is_closer_than_of_strangers():
     told = early.ratio(a, b)
     assert abs(told["value"] - 1.2) < told["half_width"] < 0.002
     assert early.ratio(a, b[torch.randperm(400, generator=random)])["half_width"] > 0.01
+
+
+# The large member, trained on
+
+
+@pytest.fixture
+def tiny(field, monkeypatch):
+    """Part A in small: six steps, a checkpoint after every two."""
+
+    def recipe(where, family, seed, steps=6):
+        sizes = {"width": 8, "depth": 1, "heads": 2, "batch": 8, "checkpoint_every": 2, "log_every": 1}
+        return networks.transformer(where, f"tiny-{family}-{seed}", family, seed=seed, steps=steps, **sizes)
+
+    monkeypatch.setattr(switch, "recipe", recipe)
+    monkeypatch.setattr(switch, "STEPS", 6)
+    monkeypatch.setattr(switch, "EVERY", 2)
+    return recipe
+
+
+def weights(run):
+    return hs.load(run).net.state_dict()
+
+
+def same(a, b):
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_that_is_gone_on_with_is_one_run(tiny, field, tmp_path):
+    networks.train(tiny(field, "dit", 0), tmp_path / "begun")
+    mine, make = early.further(field)["longer"]
+    assert mine.train.steps == 9
+    mine = replace(mine, train=replace(mine.train, steps=12))
+    told = make(mine, tmp_path / "begun", tmp_path / "longer")
+    networks.train(tiny(field, "dit", 0, 12), tmp_path / "whole")
+    assert same(weights(tmp_path / "longer"), weights(tmp_path / "whole"))
+    assert told["steps"] == 12
+    assert set(told["sittings"]) == {"0", "6"}
+    assert Run(tmp_path / "begun").newest().name == "step_00000006"  # and part A's is as it was
+    assert same(
+        networks.at(tmp_path / "longer", 8).net.state_dict(), networks.at(tmp_path / "whole", 8).net.state_dict()
+    )
+
+
+def test_a_run_that_is_tuned_begins_with_the_averaged_weights(tiny, field, tmp_path):
+    networks.train(tiny(field, "dit", 0), tmp_path / "begun")
+    mine, make = early.further(field)["cooled"]
+    assert (mine.train.steps, mine.train.learning_rate, mine.train.seed) == (1000, 3e-4, early.TUNING_SEED)
+
+    def trained(name, rate):
+        recipe = replace(mine, train=replace(mine.train, steps=2, learning_rate=rate))
+        make(recipe, tmp_path / "begun", tmp_path / name)
+        return weights(tmp_path / name)
+
+    first, slow = weights(tmp_path / "begun"), trained("slow", 1e-12)
+    for key in first:
+        torch.testing.assert_close(slow[key], first[key], atol=1e-8, rtol=0)
+    assert not same(trained("fast", 1e-1), first)
+
+
+def test_large_members_that_are_trained_on_differ_from_part_as_in_what_is_said(tmp_path):
+    where = fields.fashion(tmp_path)
+    base = switch.recipe(where, "dit", 0)
+    changed = {key: {*recipe.difference(base)} - {"name"} for key, (recipe, _) in early.further(where).items()}
+    assert changed == {"cooled": {"train.learning_rate", "train.seed"}, "longer": set()}
+    tasks = {task.name: task for task in early.tasks(tmp_path)}
+    for key, (recipe, _) in early.further(where).items():
+        task = tasks[f"early/trained/{key}"]
+        assert task.needs == ("switch/trained/dit-0",)
+        assert task.keeps == networks.held(tmp_path / "runs" / f"early-{key}", recipe.train.steps)
