@@ -27,14 +27,20 @@ TWO: tuple[Family, ...] = ("dit", "switch_dit")
 
 @dataclass(frozen=True)
 class Attempt:
-    """differs: from part A in what, for a reader. marks: iterations after which samples are judged, 70 % of all and the
-    end. num: how many. changed: settings that are other than in part A."""
+    """differs: from part A in what, for a reader. families: that are trained. marks: iterations after which samples are
+    judged, 70 % of all and the end. num: how many. changed: settings that are other than in part A. beside: families
+    that these settings say nothing of, which are part A's."""
 
     differs: str
     families: tuple[Family, ...]
     marks: tuple[int, int]
     num: int
     changed: Mapping[str, Any]
+    beside: tuple[Family, ...] = ()
+
+    @property
+    def shown(self) -> tuple[Family, ...]:
+        return tuple(family for family in FAMILIES if family in (*self.families, *self.beside))
 
     def recipe(self, field: Field, name: str, family: Family, seed: int) -> Recipe:
         """What is trained."""
@@ -52,6 +58,14 @@ ATTEMPTS: Mapping[str, Attempt] = MappingProxyType(
             switch.FIRST // 2,
             {"schedule": "linear", "prediction": "eps"},
         ),
+        "no prior": Attempt(
+            "no prior loss",
+            ("switch_dit",),
+            (2800, 4000),
+            switch.FIRST,
+            {"prior_weight": 0.0},
+            beside=("dit", "dtr"),
+        ),
         "narrow": Attempt("half as wide", TWO, (2800, 4000), switch.FIRST, {"width": 64, "heads": 2}),
     }
 )
@@ -61,6 +75,7 @@ def tasks(folder: Path) -> list[Task]:
     where, runs, found = fashion(folder), folder / "runs", []
     for key, attempt in ATTEMPTS.items():
         for seed in SEEDS:
+            others = [f"switch/judged/{family}-{seed}" for family in attempt.beside]
             for family in attempt.families:
                 run = runs / f"attempts-{key}-{family}-{seed}"
                 mine = attempt.recipe(where, run.name, family, seed)
@@ -71,7 +86,8 @@ def tasks(folder: Path) -> list[Task]:
                     kept = folder / "features" / "attempts" / name / f"{mark}"
                     do = partial(judge, where, run, mark, attempt.num, kept, seed)
                     of = (where.settings, marked(mine), mark, switch.LOOK, attempt.num, switch.SAMPLING_SEED + seed)
-                    found.append(Task(f"attempts/judged/{name}/{mark}", do, ("switch/field", trained), of))
+                    needs = ("switch/field", trained, *(f"{other}/{mark}" for other in others))
+                    found.append(Task(f"attempts/judged/{name}/{mark}", do, needs, of))
     return found
 
 
@@ -96,12 +112,14 @@ def summary(ledger: Ledger) -> dict[str, Any]:
         "attempts": {},
     }
     for key, attempt in ATTEMPTS.items():
-        pairs = [pair for pair in PAIRS if {*pair} <= {*attempt.families}]
+        pairs = [pair for pair in PAIRS if {*pair} <= {*attempt.shown}]
+        judged_as = dict.fromkeys(attempt.families, f"attempts/judged/{key}")
+        judged_as |= dict.fromkeys(attempt.beside, "switch/judged")
         values = {
             str(mark): {
                 figure: {
-                    family: [results[f"judged/{key}/{family}-{seed}/{mark}"][figure]["value"] for seed in SEEDS]
-                    for family in attempt.families
+                    family: [ledger[f"{judged_as[family]}/{family}-{seed}/{mark}"][figure]["value"] for seed in SEEDS]
+                    for family in attempt.shown
                 }
                 for figure in FIGURES
             }
