@@ -9,7 +9,7 @@ pairs that share a seed; what it would be of independent runs is told beside. Of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from .stitching import beside
 from .tables import Summary, gap, is_same, over, reached, signed
 
 YES, NO, OPEN, PART = "reproduced", "not reproduced", "undecided at this scale", "in part"
+SAME = "the same plans"
 OURS = {YES: "yes", NO: "no", OPEN: "undecided"}  # of what no paper claims
 MARGIN = 0.05  # of a distance: by as much two trainings of one network may differ
 ALIKE = 0.95  # cosine from which on members count as alike
@@ -64,27 +65,39 @@ def of_all(verdicts: Iterable[str]) -> str:
     return YES if found == {YES} else PART if YES in found else NO if NO in found else OPEN
 
 
-def at_no_loss(row: Summary, whole: float) -> str:
+def at_no_loss(of: Loss) -> str:
     """Of a gap to a distance, claimed to be none: at most a margin, whatever the interval leaves open."""
-    low, high, margin = row["gap"] - row["half_width"], row["gap"] + row["half_width"], MARGIN * whole
-    return YES if high <= margin else NO if low > margin else OPEN
+    over = of.row["gap"] - MARGIN * of.whole["value"]
+    of_gap, of_whole, both = tables.variances(*of)
+    half = NORMAL_95 * (of_gap + MARGIN**2 * of_whole - 2 * MARGIN * both) ** 0.5
+    return YES if over + half <= 0 else NO if over - half > 0 else OPEN
 
 
-def loss(row: Summary, whole: float) -> str:
-    return f"{signed(100 * row['gap'] / whole, 100 * row['half_width'] / whole)} %"
+class Loss(NamedTuple):
+    """What a plan costs. row: `mixed` less `whole`, distances of the same samples."""
+
+    row: Summary
+    mixed: Summary
+    whole: Summary
+
+    @property
+    def said(self) -> str:
+        return f"{signed(*tables.relative(*self))} %"
+
+    @property
+    def of(self) -> str:
+        return f"{self.said} of {self.whole['value']:.2f}"
 
 
-def no_loss(result: Summary) -> tuple[str, str]:
-    """Of the first 40 % of the steps, by the samples that look closer if there are any."""
-    row, whole = whole_of(result)
-    return loss(row, whole), at_no_loss(row, whole)
-
-
-def whole_of(result: Summary) -> tuple[Summary, float]:
-    """The gap of r = .4 to the largest member alone, and that one's distance, of the same samples."""
+def first_two_fifths(result: Summary) -> Loss:
+    """Of r = .4, by the samples that look closer if there are any."""
     if "closer" in result:
-        return result["closer"], result["closer"]["whole"]["value"]
-    return result["plans"]["0.4"]["to_largest"], result["plans"]["0"]["distance"]["value"]
+        return Loss(result["closer"], result["closer"]["mixed"], result["closer"]["whole"])
+    return of_plans(result["plans"], "0.4", "0")
+
+
+def of_plans(plans: Summary, key: str, largest: str) -> Loss:
+    return Loss(plans[key]["to_largest"], plans[key]["distance"], plans[largest]["distance"])
 
 
 # Switch-DiT
@@ -100,10 +113,11 @@ def families(part: str, pair: str, which: str = "at_the_end") -> Here:
 
 
 def apart(read: Read) -> tuple[str, str]:
-    """Each family's own interval, one below the other, without pairs."""
+    """Each family's own interval is below those after it, without pairs."""
     ends = read["switch"]["end"]["distance"]
+    said = [order(ends[a], ends[b]) for a, b in combinations(IN_ORDER, 2)]
     figures = ", ".join(over(ends[family]) for family in IN_ORDER)
-    return figures, of_all(order(ends[a], ends[b]) for a, b in pairwise(IN_ORDER))
+    return f"{figures}: {said.count(YES)} of {len(said)} pairs apart", YES if set(said) == {YES} else NO
 
 
 def order(a: Summary, b: Summary) -> str:
@@ -127,14 +141,25 @@ def in_seventy(read: Read) -> tuple[str, str]:
     return f"then {signed(row['gap'], row['half_width'])}", below(row["said"])
 
 
-def ablated(variant: str) -> Here:
+def ablated(variant: str, named: str) -> Here:
     """The base is better than a variant: the variant's gap to it is above zero."""
 
     def here(read: Read) -> tuple[str, str]:
         one = read["ablations"]["variants"][variant]
         row = one["steps"][max(one["steps"], key=int)]["distance"]["to_base"]
         said = {"higher": YES, "lower": NO}.get(row["said"], OPEN)
-        return f"without it {signed(row['gap'], row['half_width'])}", said
+        return f"{named} {signed(row['gap'], row['half_width'])}", said
+
+    return here
+
+
+def attempted(key: str, pair: str = "switch_dit to dit") -> Here:
+    """Of part F, at the end."""
+
+    def here(read: Read) -> tuple[str, str]:
+        marks = read["attempts"]["attempts"][key]["marks"]
+        row = marks[max(marks, key=int)]["gaps"][pair]
+        return f"{signed(row['gap'], row['half_width'])} (× {over(row['ratio'])})", below(row["said"])
 
     return here
 
@@ -144,15 +169,26 @@ def ablated(variant: str) -> Here:
 
 def early_steps(part: str) -> Here:
     def here(read: Read) -> tuple[str, str]:
-        figures, said = no_loss(read[part]["fractions"])
-        return f"{figures} of {whole_of(read[part]['fractions'])[1]:.2f}", said
+        loss = first_two_fifths(read[part]["fractions"])
+        return loss.of, at_no_loss(loss)
 
     return here
 
 
+def unets(read: Read) -> tuple[str, str]:
+    """With how far apart the members are, which the paper's are less."""
+    found = read["unets"]
+    larger = found["trained/large"]["parameters"] / found["trained/small"]["parameters"]
+    alone = {r: found["fractions"]["plans"][r]["distance"]["value"] for r in ("0", "1")}
+    figures, said = early_steps("unets")(read)
+    return f"{figures}; the small one of 1/{larger:.0f} of the parameters, {alone['1'] / alone['0']:.1f}× as far", said
+
+
 def speed(read: Read) -> tuple[str, str]:
     of = read["stitching"]["time"]["speed"]["0.4"]
-    figures = f"{of['times']:.2f}× ({of['least']:.2f} to {of['most']:.2f}), {100 * of['of_ideal']:.0f} % of the ideal"
+    figures = (
+        f"{of['times']:.2f}× (rounds: {of['least']:.2f} to {of['most']:.2f}), {100 * of['of_ideal']:.0f} % of the ideal"
+    )
     return figures, YES if of["least"] > 1 else NO if of["most"] < 1 else OPEN
 
 
@@ -191,8 +227,16 @@ def three(read: Read) -> tuple[str, str]:
     if not fast:
         return f"no mix is {FASTER} times as fast", OPEN
     key = min(fast, key=lambda key: fast[key]["times"])
-    row, whole = fast[key]["to_largest"], plans["large"]["distance"]["value"]
-    return f"{key}, {fast[key]['times']:.1f}×: {loss(row, whole)} of {whole:.2f}", at_no_loss(row, whole)
+    loss = of_plans(plans, key, "large")
+    return f"{key}, {fast[key]['times']:.1f}×: {loss.of}", at_no_loss(loss)
+
+
+def to_middle(read: Read) -> tuple[str, str]:
+    """Mixes of three that are no faster than the middle member alone are better than it."""
+    plans = read["stitching"]["three members"]["plans"]
+    slower = {key: row for key, row in plans.items() if ":" in key and row["times"] <= plans["middle"]["times"]}
+    figures = "; ".join(f"{key}: {gap(row['to_middle'])}" for key, row in slower.items())
+    return figures, of_all(below(row["to_middle"]["said"]) for row in slower.values())
 
 
 def settings(group: str, more: Mapping[str, str] | None = None, but: tuple[str, ...] = ()) -> Here:
@@ -204,17 +248,26 @@ def settings(group: str, more: Mapping[str, str] | None = None, but: tuple[str, 
         found = {name.partition("/")[2]: one for name, one in stitching.items() if name.startswith(f"{group}/")}
         found |= {called: stitching[name] for called, name in (more or {}).items()}
         named = [name for name in found if not name.startswith(but)]
-        each = {name: no_loss(found[name]) for name in sorted(named, key=tables.in_order)}
-        return "; ".join(f"{name}: {of}" for name, (of, _) in each.items()), of_all(said for _, said in each.values())
+        each = {name: first_two_fifths(found[name]) for name in sorted(named, key=tables.in_order)}
+        return "; ".join(f"{name}: {of.said}" for name, of in each.items()), of_all(map(at_no_loss, each.values()))
 
     return here
+
+
+def fewer_around(read: Read) -> tuple[str, str]:
+    """r = .4 against fewer steps, at all other settings."""
+    found = {name: one for name, one in read["stitching"].items() if "to_fewer_steps" in one}
+    each = {name: one["to_fewer_steps"]["0.4"] for name, one in found.items() if "heun" not in name}
+    better = [f"{name.replace('/', ' ')}: {gap(row)}" for name, row in each.items() if row["said"] == "lower"]
+    worse = sum(row["said"] == "higher" for row in each.values())
+    return "; ".join([*better, f"worse at {worse} of {len(each)}"]), of_all(below(row["said"]) for row in each.values())
 
 
 def early(attempt: str) -> Here:
     def here(read: Read) -> tuple[str, str]:
         one = read["early"]["judged"][attempt]
-        row, whole = one["to_largest"], one["plans"]["0"]["distance"]["value"]
-        return f"{loss(row, whole)} of {whole:.2f}; {one['times_as_fast']:.2f}×", at_no_loss(row, whole)
+        loss = Loss(one["to_largest"], one["plans"]["0.4"]["distance"], one["plans"]["0"]["distance"])
+        return f"{loss.of}; {one['times_as_fast']:.2f}×", at_no_loss(loss)
 
     return here
 
@@ -242,7 +295,7 @@ def alike(curve_of: Callable[[Summary], Summary]) -> Here:
     def here(read: Read) -> tuple[str, str]:
         curve = curve_of(read["intervals"]["curves"])
         early, late = (
-            (curve["value"][at], NORMAL_95 * curve["error"][at])
+            (curve["value"][at], tables.GROUPED_95 * curve["error"][at])
             for at in (len(curve["value"]) // 5, len(curve["value"]) - 1)
         )
         change, both = late[0] - early[0], late[1] + early[1]
@@ -275,6 +328,8 @@ def searched(kind: str) -> Here:
             for key, row in told.items()
         }
         figures = "; ".join(f"{100 * float(key):.0f} %: {said}" for key, said in each.items())
+        if told and all(map(is_same, told.values())):
+            return figures, SAME
         return figures, of_all(NO if is_same(row) else below(row["said"]) for row in told.values())
 
     return here
@@ -286,8 +341,8 @@ def large_member(read: Read) -> tuple[str, str]:
 
 
 def processes(read: Read) -> tuple[str, str]:
-    figures, said = no_loss(read["beyond"]["two processes"])
-    return f"{figures} of {whole_of(read['beyond']['two processes'])[1]:.2f}", said
+    loss = first_two_fifths(read["beyond"]["two processes"])
+    return loss.of, at_no_loss(loss)
 
 
 def seams(read: Read) -> tuple[str, str]:
@@ -315,26 +370,38 @@ def guide(read: Read) -> tuple[str, str]:
 CLAIMS = (
     Claim(
         "Switch-DiT is below DTR at equal iterations",
-        "FID of S 33.99, 37.43; B 16.21, 16.58",
+        "FID of S 33.99, 37.43; B 16.21, 16.58; L 8.78, 8.90; XL 8.76, 10.85",
         ("switch",),
         families("switch", "switch_dit to dtr"),
     ),
     Claim(
         "DTR is below DiT at equal iterations",
-        "S 37.43, 44.28; B 16.58, 27.96; but XL 10.85, 9.40",
+        "S 37.43, 44.28; B 16.58, 27.96; L 8.90, 12.59; but XL 10.85, 9.40",
         ("switch",),
         families("switch", "dtr to dit"),
     ),
     Claim(
         "Switch-DiT is below DiT at equal iterations",
-        "S 33.99, 44.28; B 16.21, 27.96; XL 8.76, 9.40",
+        "S 33.99, 44.28; B 16.21, 27.96; L 8.78, 12.59; XL 8.76, 9.40",
         ("switch",),
         families("switch", "switch_dit to dit"),
     ),
-    Claim("… all three in this order, their intervals apart", "", ("switch",), apart),
+    Claim("All three are in this order, their intervals apart", "", ("switch",), apart),
     Claim(
-        "Switch-DiT is below DiT under guidance 1.5, as the paper evaluates",
-        "these figures",
+        "Under guidance 1.5, as the paper evaluates: Switch-DiT is below DTR",
+        "the figures above",
+        ("switch",),
+        families("switch", "switch_dit to dtr", "under_guidance"),
+    ),
+    Claim(
+        "Under guidance 1.5: DTR is below DiT",
+        "the figures above",
+        ("switch",),
+        families("switch", "dtr to dit", "under_guidance"),
+    ),
+    Claim(
+        "Under guidance 1.5: Switch-DiT is below DiT",
+        "the figures above",
         ("switch",),
         families("switch", "switch_dit to dit", "under_guidance"),
     ),
@@ -345,48 +412,108 @@ CLAIMS = (
         families("switch", "switch_dit to dit", "at_equal_time"),
     ),
     Claim("Switch-DiT comes to DiT's final distance sooner", "yes, in a figure", ("switch",), sooner),
-    Claim("… in at most 70 % of its iterations", "", ("switch",), in_seventy),
+    Claim("Switch-DiT is at DiT's final distance after 70 % of the iterations", "", ("switch",), in_seventy),
     Claim(
-        "The same on colour pictures: Switch-DiT below DTR", "", ("colour",), families("colour", "switch_dit to dtr")
+        "On colour pictures: Switch-DiT is below DTR",
+        "",
+        ("colour",),
+        families("colour", "switch_dit to dtr"),
     ),
-    Claim("… DTR below DiT", "", ("colour",), families("colour", "dtr to dit")),
-    Claim("… Switch-DiT below DiT", "", ("colour",), families("colour", "switch_dit to dit")),
-    Claim("… and at equal training time", "", ("colour",), families("colour", "switch_dit to dit", "at_equal_time")),
-    Claim("The prior loss helps", "", ("ablations",), ablated("prior-0")),
-    Claim("The skip of what is not routed helps", "", ("ablations",), ablated("skipless")),
+    Claim("On colour pictures: DTR is below DiT", "", ("colour",), families("colour", "dtr to dit")),
+    Claim("On colour pictures: Switch-DiT is below DiT", "", ("colour",), families("colour", "switch_dit to dit")),
+    Claim(
+        "On colour pictures: Switch-DiT is below DiT at equal training time",
+        "",
+        ("colour",),
+        families("colour", "switch_dit to dit", "at_equal_time"),
+    ),
+    Claim("On digits: Switch-DiT is below DTR", "", ("ablations",), ablated("dtr", "DTR less Switch-DiT")),
+    Claim("On digits: Switch-DiT is below DiT", "", ("ablations",), ablated("dit", "DiT less Switch-DiT")),
+    Claim(
+        "The prior loss helps, on digits",
+        "argued, section 4.3",
+        ("ablations",),
+        ablated("prior-0", "without less with"),
+    ),
+    Claim(
+        "Adding what is not routed, z − routed, helps, on digits",
+        "",
+        ("ablations",),
+        ablated("skipless", "without less with"),
+    ),
+    Claim(
+        "Under the papers' process (linear betas, ε): Switch-DiT is below DiT",
+        "S 33.99, 44.28",
+        ("attempts",),
+        attempted("process"),
+    ),
+    Claim("Without the prior loss: Switch-DiT is below DiT", "", ("attempts",), attempted("no prior")),
     Claim(
         "The small member takes the first 40 % of the steps at no loss",
         "FID 9.20 to 8.95 (DiT-S, XL)",
         ("stitching",),
         early_steps("stitching"),
     ),
-    Claim("… which is faster", "16.5 s to 11.0 s, 1.50×", ("stitching",), speed),
-    Claim("… with U-Nets", "20.11 to 18.60 (LDM)", ("unets",), early_steps("unets")),
-    Claim("… in colour", "", ("colour",), early_steps("colour")),
-    Claim("… where the steps lie at the noise levels of the paper's", "9.20 to 8.95", ("early",), early("levels")),
-    Claim("… there, with the middle member first", "", ("early",), early("levels, middle")),
+    Claim("The first 40 % by the small member: faster", "16.5 s to 11.0 s, 1.50×", ("stitching",), speed),
     Claim(
-        "… which is better than fewer steps of the large member at equal time",
-        "",
-        ("early",),
-        early_to_fewer("levels, middle"),
+        "The first 40 % at no loss with U-Nets",
+        "20.11 to 18.60 (LDM); 1/16, 2.0×",
+        ("unets",),
+        unets,
     ),
-    Claim("… at any number of steps", "10 to 250 (figures)", ("stitching",), settings("steps", {"50": "fractions"})),
+    Claim("The first 40 % at no loss in colour", "", ("colour",), early_steps("colour")),
     Claim(
-        "… with other samplers",
+        "The first 40 % at no loss at any number of steps",
+        "10 to 250 (figures)",
+        ("stitching",),
+        settings("steps", {"50": "fractions"}),
+    ),
+    Claim(
+        "The first 40 % at no loss with other samplers",
         "DDPM, DDIM, DPM-Solver++ (figures)",
         ("stitching",),
         settings("samplers", but=("heun",)),
     ),
-    Claim("… at any guidance", "1 to 4 (figures)", ("stitching",), settings("guidance")),
-    Claim("… with three members", "9.19 to 9.21 at 1.7×", ("stitching",), three),
+    Claim("The first 40 % at no loss at any guidance", "1 to 4 (figures)", ("stitching",), settings("guidance")),
+    Claim("Three members are as good as the large one, 1.7 times as fast", "9.19 to 9.21", ("stitching",), three),
+    Claim("Mixes of three are better than the middle member alone, which is faster", "", ("stitching",), to_middle),
     Claim(
-        "Stitching is better than fewer steps of the large member at equal time",
+        "Part G: the first 40 % at no loss where the steps lie at the noise levels of the paper's",
+        "9.20 to 8.95",
+        ("early",),
+        early("levels"),
+    ),
+    Claim("Part G: there, with the middle member first", "", ("early",), early("levels, middle")),
+    Claim(
+        "Part G: there, the small member first is better than fewer steps of the large one at equal time",
+        "",
+        ("early",),
+        early_to_fewer("levels"),
+    ),
+    Claim(
+        "Part G: there, the middle member first is better than fewer steps of the large one at equal time",
+        "",
+        ("early",),
+        early_to_fewer("levels, middle"),
+    ),
+    Claim(
+        "Stitching is better than fewer steps of the large member at equal time: every fraction at 50 steps",
         "",
         ("stitching",),
         fewer_steps("stitching"),
     ),
-    Claim("… in colour", "", ("colour",), fewer_steps("colour")),
+    Claim(
+        "Stitching is better than fewer steps at equal time: r = .4 at other steps, samplers, guidance",
+        "",
+        ("stitching",),
+        fewer_around,
+    ),
+    Claim(
+        "Stitching is better than fewer steps of the large member at equal time, in colour",
+        "",
+        ("colour",),
+        fewer_steps("colour"),
+    ),
     Claim(
         "Who goes first matters: small, at random, interleaved, large",
         "10.06, 12.94, 19.02, 27.61",
@@ -406,16 +533,22 @@ CLAIMS = (
         alike(lambda curves: curves["latents"]["small"]["mean"]),
     ),
     Claim(
-        "… their answers to the same latents",
+        "The same of the noise that they predict of the same latents",
+        "",
+        ("intervals",),
+        alike(lambda curves: curves["eps"]["small"]["cosine"]["mean"]),
+    ),
+    Claim(
+        "The same of the images that they predict of the same latents",
         "",
         ("intervals",),
         alike(lambda curves: curves["x0"]["small"]["cosine"]["mean"]),
     ),
     Claim("Early steps set the low frequencies, late ones the high", "figure 2", ("intervals",), frequencies),
     Claim("A searched plan is ahead of the best fraction", "", ("beyond",), searched("fraction")),
-    Claim("… and of the large member in fewer steps", "", ("beyond",), searched("steps")),
+    Claim("A searched plan is ahead of the large member in fewer steps", "", ("beyond",), searched("steps")),
     Claim("Switch-DiT as the large member is ahead of DiT", "", ("beyond",), large_member),
-    Claim("The small member may be of another noise process: 40 % at no loss", "", ("beyond",), processes),
+    Claim("The small member may be of another noise process: the first 40 % at no loss", "", ("beyond",), processes),
     Claim("A seam for each sample is better than one for all", "", ("beyond",), seams),
-    Claim("The small member is a better guide than no label", "", ("beyond",), guide),
+    Claim("The small member is a better guide than no label, in distance", "", ("beyond",), guide),
 )

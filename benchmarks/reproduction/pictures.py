@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from hemstitch.evaluate.score import NORMAL_95
 
-from .tables import FAMILY
+from .tables import FAMILY, GROUPED_95, named
 
 BLUE, BROWN, GREEN, GREY = "#1f4e8c", "#b3541e", "#0b6e4f", "#7a7a7a"
 LOOK = {"dit": (GREY, "s", "--"), "dtr": (BROWN, "^", "-."), "switch_dit": (BLUE, "o", "-")}
@@ -40,10 +40,10 @@ def _png(figure: Any) -> bytes:
 
 
 def _dress(axes: Any, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel(x, fontsize=9)
-    axes.set_ylabel(y, fontsize=9)
-    axes.tick_params(labelsize=8)
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_xlabel(x, fontsize=10)
+    axes.set_ylabel(y, fontsize=10)
+    axes.tick_params(labelsize=9)
     axes.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -60,13 +60,11 @@ def _logarithmic(axes: Any) -> None:
 
 
 def families(summary: Summary, what: str) -> bytes:
-    """Distance and other figures along training: means over seeds with 95 % intervals, every seed's distance a thin
-    line; where the families' pace was measured, distance by time too."""
-    cost = summary.get("seconds_a_step_to_dit")
-    panels = ["step", *(["time"] if cost else []), *FIGURES]
-    columns = 3 if cost else 2
-    figure, grid = plt.subplots(2, columns, figsize=(3.6 * columns, 6.4), dpi=150, layout="constrained")
-    axes = dict(zip(panels, grid.flat, strict=False))
+    """Along training, means over seeds with 95 % intervals: distance, by iterations (every seed a thin line) and by
+    time; its ratio to the DiT's, pairs by seed; other figures."""
+    cost = summary["seconds_a_step_to_dit"]
+    figure, grid = plt.subplots(2, 3, figsize=(10.8, 6.6), dpi=150, layout="constrained")
+    axes = dict(zip(("step", "time", "ratio", *FIGURES), grid.flat, strict=True))
     for family, name in FAMILY.items():
         color, marker, line = LOOK[family]
         look = {"color": color, "marker": marker, "linestyle": line, "markersize": 4, "linewidth": 1.3, "capsize": 2}
@@ -78,8 +76,9 @@ def families(summary: Summary, what: str) -> bytes:
 
         over = summary["over_seeds"]["distance"][family]
         drawn(axes["step"], over)
-        if cost:
-            drawn(axes["time"], over, cost[family])
+        drawn(axes["time"], over, cost[family])
+        if pair := summary["at_equal_iterations"].get(f"{family} to dit"):
+            drawn(axes["ratio"], {mark: row["ratio"] for mark, row in pair.items()}, name=named(f"{family} to dit"))
         marks = sorted(over, key=int)
         for seed in range(len(over[marks[0]]["values"])):
             values = [over[mark]["values"][seed] for mark in marks]
@@ -87,16 +86,15 @@ def families(summary: Summary, what: str) -> bytes:
         for key in FIGURES:
             drawn(axes[key], summary["over_seeds"][key][family])
     for key in ("step", "time"):
-        if key in axes:
-            _logarithmic(axes[key])
-    _dress(axes["step"], f"{what}: at equal iterations", "iterations", DISTANCE)
-    if cost:
-        _dress(axes["time"], "at equal time", "time, in iterations of the DiT", "")
+        _logarithmic(axes[key])
+    axes["ratio"].axhline(1, color=GREY, linewidth=0.8)
+    _dress(axes["step"], f"{what}: distance (thin: each seed)", "iterations", DISTANCE)
+    _dress(axes["time"], "distance at equal time", "time, in iterations of the DiT", DISTANCE)
+    _dress(axes["ratio"], "distance, to the DiT's of the same seed", "iterations", "ratio (below 1: better than DiT)")
     for key, label in FIGURES.items():
-        _dress(axes[key], label, "iterations", "")
-    axes["step"].legend(frameon=False, fontsize=8)
-    for empty in grid.flat[len(panels) :]:
-        empty.axis("off")
+        _dress(axes[key], label, "iterations", f"{label} (higher is better)")
+    for key in ("step", "ratio"):
+        axes[key].legend(frameon=False, fontsize=9)
     return _png(figure)
 
 
@@ -111,17 +109,22 @@ def fraction_curve(small_first: Sequence[Point], fewer: Sequence[Point], more: S
         axes.errorbar([p.x for p in points], values, errors, label=label, capsize=2, linewidth=1.4, **look)
         for point, value in zip(points, values, strict=True):
             place = {"textcoords": "offset points", "xytext": at, "ha": "left" if at[0] > 0 else "right"}
-            axes.annotate(point.label, (point.x, value), fontsize=7, color=look["color"], **place)
+            axes.annotate(point.label, (point.x, value), fontsize=8, color=look["color"], **place)
 
-    line(small_first, "small on the first share of the steps", (4, 6), color=BLUE, marker="o")
+    line(small_first, "the small member on the first share of the steps, as labelled", (4, 6), color=BLUE, marker="o")
     if fewer:
         dashed = {"color": BROWN, "marker": "s", "linestyle": "--", "markerfacecolor": "white"}
-        line(fewer, "the large member alone, fewer steps", (4, -11), **dashed)
+        line(fewer, "the large member alone in fewer steps", (4, -12), **dashed)
     if more:
-        line(more, "found by search, by its budget", (-4, -11), color=GREEN, marker="*", linestyle="none", markersize=9)
-    _logarithmic(axes)
-    _dress(axes, title, "time, of the large member alone at all steps", DISTANCE)
-    axes.legend(frameon=False, fontsize=8)
+        star = {"marker": "*", "linestyle": "none", "markersize": 11, "markerfacecolor": "none"}
+        line(more, "found by search, by its budget", (-6, -14), color=GREEN, **star)
+    values = [point.row["distance"]["value"] for point in (*small_first, *fewer, *more)]
+    if max(values) > 4 * min(values):
+        _logarithmic(axes)
+    else:
+        axes.set_ylim(bottom=0)
+    _dress(axes, title, "time, as a share of the large member's alone at all steps", DISTANCE)
+    axes.legend(frameon=False, fontsize=9, title="bars: 95 %, each plan by itself", title_fontsize=8)
     return _png(figure)
 
 
@@ -158,28 +161,30 @@ def found(summary: Summary) -> bytes:
 def agreement(summary: Summary) -> bytes:
     """How alike the members' trajectories and answers are, and which frequencies of the image are in place, by step."""
     curves = summary["curves"]
-    figure, (own, asked, spectrum) = plt.subplots(1, 3, figsize=(11, 3.8), dpi=150, layout="constrained")
-    for (name, band), color in zip(curves["latents"].items(), (BLUE, GREEN), strict=False):
-        _band(own, band["mean"], color, name)
-    for (name, likeness), color in zip(curves["eps"].items(), (BLUE, GREEN), strict=False):
-        _band(asked, likeness["cosine"]["mean"], color, f"{name}: noise")
-        _band(asked, curves["x0"][name]["cosine"]["mean"], color, f"{name}: image", "--")
+    figure, grid = plt.subplots(2, 2, figsize=(9.6, 6.8), dpi=150, layout="constrained")
+    own, noise, image, spectrum = grid.flat
+    for name, look in zip(curves["latents"], ((BLUE, "-"), (BROWN, "--")), strict=False):
+        _band(own, curves["latents"][name]["mean"], name, *look)
+        _band(noise, curves["eps"][name]["cosine"]["mean"], name, *look)
+        _band(image, curves["x0"][name]["cosine"]["mean"], name, *look)
     large = list(curves["unsettled"])[-1]
-    for (part, share), (color, line) in zip(curves["unsettled"][large].items(), PARTS.values(), strict=False):
-        _band(spectrum, share, color, part, line)
-    _dress(own, "each along its own trajectory", "step", "cosine to the large member's x_t")
-    _dress(asked, "asked about the large member's images", "step", "cosine to its prediction")
-    _dress(spectrum, f"{large}: what is left of each frequency", "step", "share still to come")
-    for axes in (own, asked, spectrum):
-        axes.legend(frameon=False, fontsize=8)
+    for (part, share), look in zip(curves["unsettled"][large].items(), PARTS.values(), strict=False):
+        _band(spectrum, share, part, *look)
+    steps = f"step (of {len(curves['t']['value'])})"
+    _dress(own, "each along its own trajectory", steps, "cosine to the large member's $x_t$")
+    _dress(noise, "asked about the large member's $x_t$: the noise", steps, "cosine to its ε")
+    _dress(image, "asked about the large member's $x_t$: the image", steps, "cosine to its $x_0$")
+    _dress(spectrum, f"{large} member: what is left of each frequency", steps, "share still to come")
+    for axes in grid.flat:
+        axes.legend(frameon=False, fontsize=9)
     return _png(figure)
 
 
-def _band(axes: Any, curve: Summary, color: str, label: str, line: str = "-") -> None:
+def _band(axes: Any, curve: Summary, label: str, color: str, line: str) -> None:
     values, errors = curve["value"], curve["error"]
     x = range(len(values))
     axes.plot(x, values, color=color, label=label, linestyle=line, linewidth=1.4)
-    low, high = ([v + side * NORMAL_95 * e for v, e in zip(values, errors, strict=True)] for side in (-1, 1))
+    low, high = ([v + side * GROUPED_95 * e for v, e in zip(values, errors, strict=True)] for side in (-1, 1))
     axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 

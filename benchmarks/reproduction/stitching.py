@@ -292,6 +292,13 @@ def summary(ledger: Ledger) -> dict[str, Any]:
         found[name]["to_fewer_steps"] = at_equal_time(plans, {k: p for k, p in plans.items() if "as long as" in k})
     found["time"]["speed"] = speed(found["time"]["seconds_per_image"], STEPS)
     costs = Costs.from_data(found["costs"]["costs"])
-    for row in found["three members"]["plans"].values():
+    plans = found["three members"]["plans"]
+    shorter_ = {int(key.partition(" ")[0]): plan for key, plan in found["fewer steps"]["plans"].items()}
+    for row in plans.values():
         row["times"] = STEPS * costs.ms("large", True) / costs.of(Plan.from_data(row["plan"]), True, 1)
+        row["to_middle"] = beside(distance_of(row), distance_of(plans["middle"]))
+        steps = max((n for n in shorter_ if STEPS / n >= row["times"] > 1), default=None)
+        if steps is not None:
+            row["fewer"] = f"{steps} steps"
+            row["to_fewer_steps"] = beside(distance_of(row), distance_of(shorter_[steps]))
     return found

@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
+from scipy.stats import t as student
+
 from hemstitch.evaluate.score import NORMAL_95
 
 from .families import FIGURES
+from .intervals import GROUPS
+from .stitching import AROUND
 
 Summary = Mapping[str, Any]
+GROUPED_95 = float(student.ppf(0.975, GROUPS - 1))  # of a mean over groups of samples
 FAMILY = {"dit": "DiT", "dtr": "DTR", "switch_dit": "Switch-DiT"}
 SAID = {"lower": "better", "higher": "worse", "no difference": "undecided"}
 PARTS = {
@@ -74,6 +79,24 @@ def gap(row: Summary) -> str:
     return f"{signed(row['gap'], row['half_width'])}, {SAID[row['said']]}"
 
 
+def relative(row: Summary, mixed: Summary, whole: Summary) -> tuple[float, float]:
+    """A gap in per cent of the distance that it is to, and half of its 95 % interval, to which that distance is
+    uncertain too (delta method).
+
+    row: `mixed` less `whole`, scores of the same samples.
+    """
+    value, gap = whole["value"], row["gap"]
+    of_gap, of_whole, both = variances(row, mixed, whole)
+    variance = of_gap / value**2 + gap**2 * of_whole / value**4 - 2 * gap * both / value**3
+    return 100 * gap / value, 100 * NORMAL_95 * variance**0.5
+
+
+def variances(row: Summary, mixed: Summary, whole: Summary) -> tuple[float, float, float]:
+    """Of a gap and of the distance that it is to, and their covariance."""
+    of_gap, of_whole = (row["half_width"] / NORMAL_95) ** 2, whole["error"] ** 2
+    return of_gap, of_whole, (mixed["error"] ** 2 - of_gap - of_whole) / 2
+
+
 def is_same(row: Summary) -> bool:
     """Whether a difference is one of a thing to itself."""
     return not (row["gap"] or row["half_width"])
@@ -91,7 +114,7 @@ def judge(read: Mapping[str, Summary]) -> str:
             right = f"{100 * field['classifier_accuracy']:.1f} % of {field['held_out']:,}"
             real = [of(field["training_images"][figure]) for figure in FIGURES]
             rows.append([PARTS[part], field["reference"], right, *real])
-    head = ["part", "reference", "classifier right", "images learned from: distance", "precision", "recall"]
+    head = ["part", "reference", "classifier right", "training images: distance", "precision", "recall"]
     return table([*head, "class accuracy"], rows)
 
 
@@ -171,7 +194,7 @@ def family_claims(summary: Summary) -> str:
         apart = f"± {end['welch']['half_width']:.2g}, {SAID[end['welch']['said']]}"
         others = [gap(summary[which][pair]) for which in ("at_equal_time", "sooner")]
         rows.append([named(pair), gap(end), apart, *others, reached(summary["share_to_reach"][pair])])
-    head = ["", "at equal iterations", "as independent runs", "at equal time", "first's 70 % to the other's end"]
+    head = ["", "at equal iterations", "as independent runs", "at equal time", "first after 70 % less other at the end"]
     return table([*head, "share of iterations to the other's end (by seed)"], rows)
 
 
@@ -211,7 +234,7 @@ def attempts(read: Mapping[str, Summary]) -> str:
             early = attempt.get("sooner", {}).get(pair) if mark == max(attempt["marks"], key=int) else None
             add(attempt["differs"], mark, found["distance"], found["gaps"][pair], early)
     head = ["", "iterations", *FAMILY.values(), "Switch-DiT to DiT", "ratio"]
-    return table([*head, "Switch-DiT's 70 % to DiT's end"], rows)
+    return table([*head, "Switch-DiT after 70 % less DiT at the end"], rows)
 
 
 def early(read: Mapping[str, Summary]) -> str:
@@ -219,8 +242,7 @@ def early(read: Mapping[str, Summary]) -> str:
     rows = []
 
     def add(name: str, one: Summary, whole: Summary, mixed: Summary, row: Summary, fewer: Summary) -> None:
-        value = whole["value"]
-        less = f"{signed(100 * row['gap'] / value, 100 * row['half_width'] / value)} %"
+        less = f"{signed(*relative(row, mixed, whole))} %"
         cells = [f"{one['log_snr_at_seam']:.1f}", of(whole), of(mixed), gap(row), less, f"{one['times_as_fast']:.2f}×"]
         there = gap(one["to_fewer_there"]) if "to_fewer_there" in one else ""
         rows.append([name, *cells, f"{one['fewer_steps']} steps: {gap(fewer)}", there])
@@ -235,7 +257,7 @@ def early(read: Mapping[str, Summary]) -> str:
         whole, mixed = (one["plans"][r]["distance"] for r in ("0", "0.4"))
         add(one["differs"], one, whole, mixed, one["to_largest"], one["to_fewer"])
     head = ["", "log-SNR at the seam", "r = 0", "r = 0.4", "difference", "of r = 0", "speed"]
-    return table([*head, "r = 0.4 to the large member in as many steps as take its time", "… at part B's levels"], rows)
+    return table([*head, "r = 0.4 less fewer steps at the same levels", "r = 0.4 less fewer steps at part B's"], rows)
 
 
 def errors(summary: Summary) -> str:
@@ -283,6 +305,9 @@ def fractions(summary: Summary) -> str:
         else:
             cells += [""] * 4
         rows.append(cells)
+    if closer := summary["fractions"].get("closer"):
+        rows.append([f"0, {closer['samples']:,} samples", of(closer["whole"]), *[""] * 10])
+        rows.append([f"{AROUND:g}, of as many", of(closer["mixed"]), gap(closer), *[""] * 9])
     head = ["r", "distance", "to r = 0", "precision", "recall", "ms an image", "speed", "of the ideal"]
     return table([*head, "large alone: steps", "speed", "distance", "the fraction to it"], rows)
 
@@ -305,13 +330,15 @@ def mixes(summary: Summary) -> str:
             f"{row['times']:.2f}×",
             of(row["distance"]),
             gap(row["to_largest"]),
+            gap(row["to_middle"]),
+            f"{row['fewer']}: {gap(row['to_fewer_steps'])}" if "fewer" in row else "",
             of(row["precision"]),
             of(row["recall"]),
         ]
         for key, row in summary["three members"]["plans"].items()
     ]
-    head = ["small : middle : large", "speed", "distance", "to the large member alone", "precision", "recall"]
-    return table(head, rows)
+    head = ["small : middle : large", "speed", "distance", "to the large member alone", "to the middle one alone"]
+    return table([*head, "to the large one in fewer steps, at least as fast", "precision", "recall"], rows)
 
 
 def around(group: str, label: str) -> Callable[[Summary], str]:
@@ -326,10 +353,12 @@ def around(group: str, label: str) -> Callable[[Summary], str]:
             for r in columns:
                 row = result["plans"][r]
                 cells.append(of(row["distance"]) + (" *" if row["to_largest"]["said"] == "higher" else ""))
+            cells.append(gap(result["closer"]))
             (beside,) = result["to_fewer_steps"].values()
             cells += [f"{beside['fewer'].partition(',')[0]}: {of(result['plans'][beside['fewer']]['distance'])}"]
             rows.append([*cells, gap(beside)])
-        head = [label, *(f"r = {r}" for r in columns), "large alone, as long as 0.4", "r = 0.4 to it"]
+        head = [label, *(f"r = {r}" for r in columns), "r = 0.4 to r = 0, 2,500 samples"]
+        head += ["large alone in fewer steps", "r = 0.4 to it"]
         return table(head, rows)
 
     return make
@@ -428,21 +457,23 @@ def _used(use: Summary) -> str:
 
 
 def took(read: Mapping[str, Summary]) -> str:
-    """Of each part, how many results and how long one core worked on them: trainings by their steps' median time, the
-    rest as the clock had it. A + marks a commit with changes that were not committed."""
+    """Of each part, how many results and how long one core worked on them, as the clock had it; trainings in several
+    sittings by their steps' median time. A + marks a commit with changes that were not committed."""
     rows = []
     for part, summary in read.items():
         results = {str(sorted(one.items(), key=str)): one for one in _results(summary)}.values()
-        seconds = [
-            one["steps"] * one["milliseconds_a_step"] / 1000
-            if isinstance(one.get("steps"), int) and "milliseconds_a_step" in one
-            else one["took"]["seconds"]
-            for one in results
-        ]
+        seconds = [_seconds(one) for one in results]
         commits = {c for one in results for c in [one["provenance"]["commit"], *one.get("sittings", {}).values()]}
         made_by = ", ".join(sorted(commit.replace(" with changes", "+") for commit in commits))
         rows.append([PARTS[part], f"{len(seconds)}", f"{sum(seconds) / 3600:.1f}", made_by])
     return table(["part", "results", "hours", "made by commits"], rows)
+
+
+def _seconds(one: Summary) -> float:
+    """Of a training that was stopped and went on, its steps' median time; what it took, of all else."""
+    if one["took"].get("sittings", 1) > 1 and isinstance(one.get("steps"), int) and "milliseconds_a_step" in one:
+        return float(one["steps"] * one["milliseconds_a_step"] / 1000)
+    return float(one["took"]["seconds"])
 
 
 def state(parts: Mapping[str, tuple[int, int]]) -> str:

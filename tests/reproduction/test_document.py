@@ -14,7 +14,7 @@ from PIL import Image
 
 from hemstitch import AdaptivePlan, Plan
 from hemstitch.errors import HemstitchError
-from hemstitch.evaluate.score import Score
+from hemstitch.evaluate.score import NORMAL_95, Score
 from hemstitch.stitch.search.cost import Cost, Costs
 from hemstitch.stitch.search.per_sample import PerSample
 from hemstitch.stitch.search.trunk import Candidate
@@ -223,7 +223,7 @@ def made_up(monkeypatch, tmp_path):
     monkeypatch.setattr(stitching.Pair, "table", a_table)
     monkeypatch.setattr(stitching, "costs", some_costs)
     monkeypatch.setattr(stitching, "seconds", some_seconds)
-    monkeypatch.setattr(unets, "train", lambda field, member, folder: {"steps": 10, "milliseconds_a_step": 100.0})
+    monkeypatch.setattr(unets, "train", lambda *_: {"steps": 10, "milliseconds_a_step": 100.0, "parameters": 10_000})
     monkeypatch.setattr(unets, "table", unet_table)
     monkeypatch.setattr(unets, "seconds", unet_seconds)
     monkeypatch.setattr(intervals, "tune", lambda *_: {"steps": 1000, "milliseconds_a_step": 10.0, "intervals": []})
@@ -300,13 +300,43 @@ def test_every_table_and_picture_is_made_of_results_and_has_its_place(made_up, t
     assert document.read_text() == text
 
 
+def a_loss(gap, half, whole, error=0.0, mixed_error=None):
+    """With a distance that is known exactly, unless said."""
+    row = {
+        "gap": gap,
+        "half_width": half,
+        "said": "higher" if gap > half else "lower" if gap < -half else "no difference",
+    }
+    mixed = (half / NORMAL_95) if mixed_error is None else mixed_error
+    return claims.Loss(row, {"value": whole + gap, "error": mixed}, {"value": whole, "error": error})
+
+
 def test_claims_are_judged_by_rule():
-    row = {"gap": 0.1, "half_width": 0.3}
-    assert claims.at_no_loss(row, 10.0) == claims.YES  # at most 0.4, and 0.5 is nothing
-    assert claims.at_no_loss(row, 6.0) == claims.OPEN  # at most 0.4, and 0.3 is nothing
-    assert claims.at_no_loss({"gap": 1.0, "half_width": 0.3}, 10.0) == claims.NO
-    assert claims.at_no_loss({"gap": -1.0, "half_width": 0.3}, 10.0) == claims.YES
+    assert claims.at_no_loss(a_loss(0.1, 0.3, 10.0)) == claims.YES  # at most 0.4, and 0.5 is nothing
+    assert claims.at_no_loss(a_loss(0.1, 0.3, 6.0)) == claims.OPEN  # at most 0.4, and 0.3 is nothing
+    assert claims.at_no_loss(a_loss(1.0, 0.3, 10.0)) == claims.NO
+    assert claims.at_no_loss(a_loss(-1.0, 0.3, 10.0)) == claims.YES
     assert [claims.below(said) for said in ("lower", "higher", "no difference")] == [claims.YES, claims.NO, claims.OPEN]
+
+
+def test_a_loss_in_per_cent_is_as_uncertain_as_the_distance_that_it_is_of():
+    """Held against the ratio of draws, of a gap that grows with the distance, and of one that is apart from it."""
+    random = np.random.default_rng(0)
+    whole = 10 + 0.3 * random.standard_normal(20_000)
+    for mixed in (1.4 * whole + 0.1 * random.standard_normal(20_000), 4 + whole + 0.1 * random.standard_normal(20_000)):
+        gap = mixed - whole
+        row = {"gap": gap.mean(), "half_width": NORMAL_95 * gap.std()}
+        of = claims.Loss(row, {"error": mixed.std()}, {"value": whole.mean(), "error": whole.std()})
+        value, half = tables.relative(*of)
+        draws = 100 * (mixed / whole - 1)
+        assert value == pytest.approx(draws.mean(), rel=0.01)
+        assert half == pytest.approx(NORMAL_95 * draws.std(), rel=0.02)
+
+
+def test_no_loss_knows_that_the_distance_is_uncertain():
+    """A gap just within the margin of a distance that may be less: the gap alone would say yes."""
+    known, unknown = a_loss(0.3, 0.19, 10.0), a_loss(0.3, 0.19, 10.0, error=2.0, mixed_error=2.0)
+    assert [claims.at_no_loss(of) for of in (known, unknown)] == [claims.YES, claims.OPEN]
 
 
 @pytest.mark.parametrize(
@@ -345,10 +375,35 @@ def test_intervals_are_apart_if_none_reaches_the_next():
 
 
 def test_no_loss_is_judged_by_the_samples_that_look_closer():
-    plans = {"0": {"distance": {"value": 10.0}}, "0.4": {"to_largest": {"gap": 0.0, "half_width": 2.0}}}
-    closer = {"whole": {"value": 10.0}, "gap": 0.1, "half_width": 0.2}
-    assert claims.no_loss({"plans": plans})[1] == claims.OPEN
-    assert claims.no_loss({"plans": plans, "closer": closer}) == ("+1.0 ± 2.0 %", claims.YES)
+    far, near = a_loss(0.0, 2.0, 10.0), a_loss(0.1, 0.2, 10.0)
+    plans = {"0": {"distance": far.whole}, "0.4": {"to_largest": far.row, "distance": far.mixed}}
+    closer = {"whole": near.whole, "mixed": near.mixed, **near.row}
+    assert claims.at_no_loss(claims.first_two_fifths({"plans": plans})) == claims.OPEN
+    looked = claims.first_two_fifths({"plans": plans, "closer": closer})
+    assert (looked.said, claims.at_no_loss(looked)) == ("+1.0 ± 2.0 %", claims.YES)
+
+
+def ends(**distances):
+    return {"switch": {"end": {"distance": {name: {"mean": m, "half_width": h} for name, (m, h) in distances.items()}}}}
+
+
+def test_families_are_in_order_if_every_two_are_apart():
+    assert claims.apart(ends(switch_dit=(1, 0.2), dtr=(2, 0.2), dit=(3, 0.2)))[1] == claims.YES
+    figures, said = claims.apart(ends(switch_dit=(1, 0.2), dtr=(2, 0.2), dit=(1.3, 0.2)))
+    assert said == claims.NO
+    assert figures.endswith("1 of 3 pairs apart")
+
+
+def test_plans_that_are_all_the_rival_itself_have_no_other_verdict():
+    row = {"gap": 0.0, "half_width": 0.0, "best": "15 steps"}
+    better = {"gap": -1.0, "half_width": 0.5, "said": "lower", "best": "25 steps"}
+
+    def plans(*rows):
+        found = {f"found 0.{i}": {"to_best_steps": row} for i, row in enumerate(rows)}
+        return {"beyond": {"found": {"plans": found}}}
+
+    assert claims.searched("steps")(plans(row, row))[1] == claims.SAME
+    assert claims.searched("steps")(plans(row, better))[1] == claims.PART
 
 
 def test_a_seam_for_each_sample_is_no_better_for_taking_longer():
@@ -361,11 +416,8 @@ def test_a_seam_for_each_sample_is_no_better_for_taking_longer():
 
 def test_the_mix_of_three_is_chosen_by_its_time():
     def row(times, value, gap):
-        return {
-            "times": times,
-            "distance": {"value": value},
-            "to_largest": {"gap": gap, "half_width": 0.1, "said": "higher"},
-        }
+        of = a_loss(gap, 0.1, value - gap)
+        return {"times": times, "distance": of.mixed, "to_largest": of.row}
 
     plans = {
         "large": row(1, 10, 0),
