@@ -60,7 +60,7 @@ ATTEMPTS: Mapping[str, Attempt] = MappingProxyType(
         ),
         "process": Attempt(
             "linear betas, eps prediction, as published",
-            ("dit", "switch_dit"),
+            FAMILIES,
             (1400, 2000),
             switch.FIRST // 2,
             {"schedule": "linear", "prediction": "eps"},

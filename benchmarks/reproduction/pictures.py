@@ -90,7 +90,7 @@ def families(summary: Summary, what: str) -> bytes:
     axes["ratio"].axhline(1, color=GREY, linewidth=0.8)
     _dress(axes["step"], f"{what}: distance (thin: each seed)", "iterations", DISTANCE)
     _dress(axes["time"], "distance at equal time", "time, in iterations of the DiT", DISTANCE)
-    _dress(axes["ratio"], "distance, to the DiT's of the same seed", "iterations", "ratio (below 1: better than DiT)")
+    _dress(axes["ratio"], "distance, to the DiT's", "iterations", "ratio, by seed (below 1: better)")
     for key, label in FIGURES.items():
         _dress(axes[key], label, "iterations", f"{label} (higher is better)")
     for key in ("step", "ratio"):
@@ -114,7 +114,7 @@ def fraction_curve(small_first: Sequence[Point], fewer: Sequence[Point], more: S
     line(small_first, "the small member on the first share of the steps, as labelled", (4, 6), color=BLUE, marker="o")
     if fewer:
         dashed = {"color": BROWN, "marker": "s", "linestyle": "--", "markerfacecolor": "white"}
-        line(fewer, "the large member alone in fewer steps", (4, -12), **dashed)
+        line(fewer, "the large member alone in fewer steps", (-4, -12), **dashed)
     if more:
         star = {"marker": "*", "linestyle": "none", "markersize": 11, "markerfacecolor": "none"}
         line(more, "found by search, by its budget", (-6, -14), color=GREEN, **star)

@@ -69,7 +69,7 @@ def over(interval: Summary) -> str:
 
 def signed(value: float, half: float) -> str:
     places = _places(half)
-    return f"{value:+.{places}f} ± {half:.{places}f}"
+    return f"{round(value, places) + 0.0:+.{places}f} ± {half:.{places}f}"  # no "-0"
 
 
 def gap(row: Summary) -> str:

@@ -67,7 +67,6 @@ def test_families_that_a_setting_says_nothing_of_are_part_as(tmp_path):
     assert gaps["no prior"]["switch_dit to dit"]["gap"] == pytest.approx(1.8 - 20)
     assert gaps["no prior"]["dtr to dit"]["gap"] == pytest.approx(2)
     assert gaps["process"]["switch_dit to dit"]["gap"] == pytest.approx(1.8 - 2)
-    assert set(gaps["process"]) == {"switch_dit to dit"}
     assert found["no prior"]["sooner"]["switch_dit to dit"]["said"] == "lower"
     by_name = {task.name: task for task in attempts.tasks(tmp_path)}
     assert "switch/judged/dtr-2/2800" in by_name["attempts/judged/no prior/switch_dit-2/2800"].needs
