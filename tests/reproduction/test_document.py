@@ -333,6 +333,11 @@ def test_a_loss_in_per_cent_is_as_uncertain_as_the_distance_that_it_is_of():
         assert half == pytest.approx(NORMAL_95 * draws.std(), rel=0.02)
 
 
+def test_a_difference_that_is_rounded_to_none_has_no_minus():
+    assert tables.signed(-0.3, 12.0) == "+0 ± 12"
+    assert tables.signed(-0.3, 0.12) == "-0.30 ± 0.12"
+
+
 def test_no_loss_knows_that_the_distance_is_uncertain():
     """A gap just within the margin of a distance that may be less: the gap alone would say yes."""
     known, unknown = a_loss(0.3, 0.19, 10.0), a_loss(0.3, 0.19, 10.0, error=2.0, mixed_error=2.0)
