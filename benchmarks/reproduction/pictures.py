@@ -111,20 +111,25 @@ def fraction_curve(small_first: Sequence[Point], fewer: Sequence[Point], more: S
             place = {"textcoords": "offset points", "xytext": at, "ha": "left" if at[0] > 0 else "right"}
             axes.annotate(point.label, (point.x, value), fontsize=8, color=look["color"], **place)
 
-    line(small_first, "the small member on the first share of the steps, as labelled", (4, 6), color=BLUE, marker="o")
+    line(small_first, "small member first, on the labelled share", (4, 6), color=BLUE, marker="o")
     if fewer:
         dashed = {"color": BROWN, "marker": "s", "linestyle": "--", "markerfacecolor": "white"}
-        line(fewer, "the large member alone in fewer steps", (-4, -12), **dashed)
+        line(fewer, "large member alone, fewer steps", (-4, -12), **dashed)
     if more:
         star = {"marker": "*", "linestyle": "none", "markersize": 11, "markerfacecolor": "none"}
-        line(more, "found by search, by its budget", (-6, -14), color=GREEN, **star)
+        line(more, "found by search", (5, -13), color=GREEN, **star)
     values = [point.row["distance"]["value"] for point in (*small_first, *fewer, *more)]
     if max(values) > 4 * min(values):
         _logarithmic(axes)
     else:
         axes.set_ylim(bottom=0)
-    _dress(axes, title, "time, as a share of the large member's alone at all steps", DISTANCE)
-    axes.legend(frameon=False, fontsize=9, title="bars: 95 %, each plan by itself", title_fontsize=8)
+    _dress(
+        axes,
+        title,
+        "time, as a share of the large member's alone at all steps (bars: 95 %, of each plan by itself)",
+        DISTANCE,
+    )
+    figure.legend(frameon=False, fontsize=9, ncols=len(axes.containers), loc="outside lower center")
     return _png(figure)
 
 
