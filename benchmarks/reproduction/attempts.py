@@ -1,8 +1,8 @@
 """F. What Switch-DiT's lead over DiT hangs on: part A with one thing other than there.
 
-The implementation is held to the released one's outputs by the golden vectors, which the tests do; experts, gates and
-other sizes are part D, other data part E. Left is the process, which is not that of the papers; and since part D says
-that the prior loss costs quality on digits, part A without it.
+The implementation is held to the released one's outputs by the golden vectors, which the tests do; experts and gates
+are part D, other data parts D and E. Left are the process, which is not that of the papers, and the size; and since
+part D says that the prior loss costs quality on digits, part A without it.
 """
 
 from __future__ import annotations
@@ -64,6 +64,13 @@ ATTEMPTS: Mapping[str, Attempt] = MappingProxyType(
             (1400, 2000),
             switch.FIRST // 2,
             {"schedule": "linear", "prediction": "eps"},
+        ),
+        "narrow": Attempt(
+            "half as wide",
+            ("dit", "switch_dit"),
+            (2800, 4000),
+            switch.FIRST // 2,
+            {"width": 64, "heads": 2},
         ),
     }
 )

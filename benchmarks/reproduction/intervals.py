@@ -82,7 +82,10 @@ def tasks(folder: Path) -> list[Task]:
     needs = tuple(member.task for member in members.values())
     paths = {name: member.run for name, member in members.items()}
     of = ([networks.marked(recipe) for recipe in recipes(field).values()], GROUP, CURVE_SEED)
-    found += [Task(f"intervals/curves/{group}", partial(curves, paths, group), needs, of) for group in range(GROUPS)]
+    found += [
+        Task(f"intervals/curves/{group}", partial(curves, paths, group), needs, of, dtype="float32")
+        for group in range(GROUPS)
+    ]
     return list({task.name: task for task in found}.values())
 
 
@@ -109,7 +112,8 @@ def trial(field: Field, folder: Path, members: Mapping[str, Trained], key: str, 
     do = partial(judge, field, paths, plan, folder / "features" / judged_as, seed)
     bases = [networks.marked(base[name]) for name in mine]
     settings = (field.settings, bases, plan, way, ITERATIONS, NUM, SAMPLING_SEED + seed)
-    return [*found, Task(judged_as, do, ("switch/field", *(member.task for member in mine.values())), settings)]
+    needs = ("switch/field", *(member.task for member in mine.values()))
+    return [*found, Task(judged_as, do, needs, settings, dtype="float32")]
 
 
 # Table 6
@@ -144,6 +148,7 @@ def judge(field: Field, paths: Mapping[str, Path], plan: Plan, kept: Path, seed:
 
 
 def loaded(paths: Mapping[str, Path]) -> dict[str, Denoiser]:
+    """In float32, as they were saved."""
     return {name: hs.load(path) for name, path in paths.items()}
 
 

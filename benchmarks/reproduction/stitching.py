@@ -297,8 +297,8 @@ def summary(ledger: Ledger) -> dict[str, Any]:
     for row in plans.values():
         row["times"] = STEPS * costs.ms("large", True) / costs.of(Plan.from_data(row["plan"]), True, 1)
         row["to_middle"] = beside(distance_of(row), distance_of(plans["middle"]))
-        steps = max((n for n in shorter_ if STEPS / n >= row["times"] > 1), default=None)
-        if steps is not None:
+        steps = max((n for n in shorter_ if STEPS / n >= row["times"]), default=None)
+        if steps is not None and Plan.from_data(row["plan"]).counts != {"large": STEPS}:
             row["fewer"] = f"{steps} steps"
             row["to_fewer_steps"] = beside(distance_of(row), distance_of(shorter_[steps]))
     return found

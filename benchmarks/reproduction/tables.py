@@ -13,7 +13,7 @@ from hemstitch.evaluate.score import NORMAL_95
 
 from .families import FIGURES
 from .intervals import GROUPS
-from .stitching import AROUND
+from .stitching import AROUND, CLOSE
 
 Summary = Mapping[str, Any]
 GROUPED_95 = float(student.ppf(0.975, GROUPS - 1))  # of a mean over groups of samples
@@ -88,7 +88,7 @@ def relative(row: Summary, mixed: Summary, whole: Summary) -> tuple[float, float
     value, gap = whole["value"], row["gap"]
     of_gap, of_whole, both = variances(row, mixed, whole)
     variance = of_gap / value**2 + gap**2 * of_whole / value**4 - 2 * gap * both / value**3
-    return 100 * gap / value, 100 * NORMAL_95 * variance**0.5
+    return 100 * gap / value, 100 * NORMAL_95 * max(0.0, variance) ** 0.5
 
 
 def variances(row: Summary, mixed: Summary, whole: Summary) -> tuple[float, float, float]:
@@ -357,7 +357,7 @@ def around(group: str, label: str) -> Callable[[Summary], str]:
             (beside,) = result["to_fewer_steps"].values()
             cells += [f"{beside['fewer'].partition(',')[0]}: {of(result['plans'][beside['fewer']]['distance'])}"]
             rows.append([*cells, gap(beside)])
-        head = [label, *(f"r = {r}" for r in columns), "r = 0.4 to r = 0, 2,500 samples"]
+        head = [label, *(f"r = {r}" for r in columns), f"r = 0.4 to r = 0, {CLOSE:,} samples"]
         head += ["large alone in fewer steps", "r = 0.4 to it"]
         return table(head, rows)
 

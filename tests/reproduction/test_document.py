@@ -411,6 +411,74 @@ def test_plans_that_are_all_the_rival_itself_have_no_other_verdict():
     assert claims.searched("steps")(plans(row, better))[1] == claims.PART
 
 
+LOWER, OPEN, HIGHER = (
+    {"gap": gap, "half_width": 0.1, "said": said}
+    for gap, said in ((-1.0, "lower"), (0.05, "no difference"), (1.0, "higher"))
+)
+
+
+def test_mixes_are_held_against_a_middle_member_that_is_faster():
+    mix = lambda times, row: {"times": times, "to_middle": row}  # noqa: E731
+    plans = {"middle": mix(1.8, OPEN), "20:20:60": mix(1.3, HIGHER), "60:20:20": mix(2.3, LOWER)}
+    read = {"stitching": {"three members": {"plans": plans}}}
+    assert claims.to_middle(read) == ("20:20:60: +1.00 ± 0.10, worse", claims.NO)  # the other is faster than it
+    plans["40:20:40"] = mix(1.7, LOWER)
+    assert claims.to_middle(read)[1] == claims.PART
+
+
+def test_fewer_steps_around_the_table_count_every_setting_once():
+    one = lambda row: {"to_fewer_steps": {"0.4": row}}  # noqa: E731
+    found = {
+        "steps/10": one(LOWER),
+        "steps/25": one(HIGHER),
+        "guidance/1.5": one(HIGHER),
+        "samplers/heun 10": one(LOWER),
+    }
+    figures, said = claims.fewer_around({"stitching": found | {"fractions": {}}})
+    assert (figures, said) == ("steps 10: -1.00 ± 0.10, better; worse at 1 of 2", claims.PART)
+
+
+def test_early_steps_are_ahead_of_fewer_steps_if_they_are_at_either_levels():
+    one = {"fewer_steps": 21, "to_fewer": LOWER, "to_fewer_there": LOWER}
+    read = {"early": {"judged": {"a": one, "b": one | {"to_fewer_there": OPEN}, "c": one | {"to_fewer": HIGHER}}}}
+    assert [claims.early_to_fewer(name)(read)[1] for name in "abc"] == [claims.YES, claims.PART, claims.PART]
+    told = "-1.00 ± 0.10, better than 21 steps there; +0.05 ± 0.10, undecided than at part B's levels"
+    assert claims.early_to_fewer("b")(read)[0] == told
+
+
+def test_unets_are_said_to_be_as_unequal_as_they_are():
+    whole = {"distance": {"value": 10.0, "error": 0.0}}
+    plans = {"0": whole, "1": {"distance": {"value": 80.0, "error": 0.0}}}
+    plans["0.4"] = {"to_largest": HIGHER, "distance": {"value": 11.0, "error": 0.1 / NORMAL_95}}
+    found = {"fractions": {"plans": plans}, "trained/small": {"parameters": 10}, "trained/large": {"parameters": 560}}
+    figures, said = claims.unets({"unets": found})
+    assert figures == "+10.0 ± 1.0 % of 10.00; the small one of 1/56 of the parameters, 8.0× as far"
+    assert said == claims.NO
+
+
+def test_an_attempt_is_judged_at_its_end():
+    gaps = lambda row: {"gaps": {"switch_dit to dit": row | {"ratio": {"mean": 0.9, "half_width": 0.05}}}}  # noqa: E731
+    marks = {"1400": gaps(HIGHER), "2000": gaps(LOWER)}
+    read = {"attempts": {"attempts": {"process": {"marks": marks}}}}
+    assert claims.attempted("process")(read) == ("-1.00 ± 0.10 (× 0.900 ± 0.050)", claims.YES)
+
+
+def test_mixes_stand_beside_the_large_member_in_steps_that_are_as_fast(made_up):
+    """Steps cost 1, 4 and 9."""
+    found = stitching.summary(Ledger(made_up / "results"))
+    plans, rivals = found["three members"]["plans"], found["fewer steps"]["plans"]
+    assert plans["large"]["times"] == 1
+    assert "fewer" not in plans["large"]
+    key, times = "20:20:60", 50 * 9 / (10 * 1 + 10 * 4 + 30 * 9)
+    assert plans[key]["times"] == pytest.approx(times)
+    steps = max(n for n in (int(name.split()[0]) for name in rivals) if 50 / n >= times)  # no slower
+    assert plans[key]["fewer"] == f"{steps} steps"
+    value = {name: plan["distance"]["value"] for name, plan in plans.items()}
+    assert plans[key]["to_middle"]["gap"] == pytest.approx(value[key] - value["middle"])
+    rival = next(plan for name, plan in rivals.items() if name.startswith(f"{steps} "))
+    assert plans[key]["to_fewer_steps"]["gap"] == pytest.approx(value[key] - rival["distance"]["value"])
+
+
 def test_a_seam_for_each_sample_is_no_better_for_taking_longer():
     row = {"gap": -1.0, "gap_half_width": 0.1, "cost": 1.0}
     assert claims.seam(row) == claims.YES
