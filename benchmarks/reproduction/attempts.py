@@ -68,7 +68,7 @@ ATTEMPTS: Mapping[str, Attempt] = MappingProxyType(
         "narrow": Attempt(
             "half as wide",
             ("dit", "switch_dit"),
-            (2800, 4000),
+            (1400, 2000),
             switch.FIRST // 2,
             {"width": 64, "heads": 2},
         ),
