@@ -103,8 +103,8 @@ def judge(field: Field, run: Path, mark: int, num: int, kept: Path, seed: int) -
 
 
 def summary(ledger: Ledger) -> dict[str, Any]:
-    """Of each attempt and mark the families over seeds, and the gaps between them; and the first family at 70 % of the
-    iterations less the other at the end."""
+    """Of each attempt and mark the families over seeds, and the gaps between them; the first family at 70 % of the
+    iterations less the other at the end; and what is beside part A's, less part A's own."""
     results = ledger.all("attempts")
     found: dict[str, Any] = {
         "results": results,
@@ -136,6 +136,12 @@ def summary(ledger: Ledger) -> dict[str, Any]:
                 **{figure: {name: interval(some) for name, some in by.items()} for figure, by in of.items()},
                 "gaps": {f"{a} to {b}": gap(of["distance"][a], of["distance"][b]) for a, b in pairs},
             }
+            if attempt.beside:  # the same samples as part A's
+                theirs = {
+                    family: [ledger[f"switch/judged/{family}-{seed}/{mark}"]["distance"]["value"] for seed in SEEDS]
+                    for family in attempt.families
+                }
+                row["marks"][mark]["to_part_a"] = {f: gap(of["distance"][f], theirs[f]) for f in attempt.families}
         early, late = (values[str(mark)]["distance"] for mark in attempt.marks)
         row["sooner"] = {f"{a} to {b}": gap(early[a], late[b]) for a, b in pairs}
         found["attempts"][key] = row

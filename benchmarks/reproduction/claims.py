@@ -153,6 +153,14 @@ def ablated(variant: str, named: str) -> Here:
     return here
 
 
+def prior(read: Read) -> tuple[str, str]:
+    """Part A's Switch-DiT is better than the one without the loss: less it, that one is above zero."""
+    marks = read["attempts"]["attempts"]["no prior"]["marks"]
+    row = marks[max(marks, key=int)]["to_part_a"]["switch_dit"]
+    said = {"higher": YES, "lower": NO}.get(row["said"], OPEN)
+    return f"without less with {signed(row['gap'], row['half_width'])} (× {over(row['ratio'])})", said
+
+
 def attempted(key: str, pair: str = "switch_dit to dit") -> Here:
     """Of part F, at the end."""
 
@@ -436,6 +444,7 @@ CLAIMS = (
         ("ablations",),
         ablated("prior-0", "without less with"),
     ),
+    Claim("The prior loss helps, on Fashion-MNIST", "argued, section 4.3", ("attempts",), prior),
     Claim(
         "Adding what is not routed, z − routed, helps, on digits",
         "",

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from reproduction import attempts, families, fields, networks, switch
+from reproduction import attempts, claims, families, fields, networks, switch
 from reproduction.work import Ledger
 
 
@@ -68,6 +68,10 @@ def test_families_that_a_setting_says_nothing_of_are_part_as(tmp_path):
     assert gaps["no prior"]["switch_dit to dit"]["gap"] == pytest.approx(1.8 - 20)
     assert gaps["no prior"]["dtr to dit"]["gap"] == pytest.approx(2)
     assert gaps["process"]["switch_dit to dit"]["gap"] == pytest.approx(1.8 - 2)
+    [to_a] = [mark["to_part_a"] for mark in found["no prior"]["marks"].values() if "to_part_a" in mark][1:]
+    assert to_a["switch_dit"]["gap"] == pytest.approx(1.8 - 18)
+    assert "to_part_a" not in found["process"]["marks"]["2000"]
+    assert claims.prior({"attempts": {"attempts": found}})[1] == claims.NO
     assert set(gaps["narrow"]) == {"switch_dit to dit"}
     assert found["no prior"]["sooner"]["switch_dit to dit"]["said"] == "lower"
     by_name = {task.name: task for task in attempts.tasks(tmp_path)}
