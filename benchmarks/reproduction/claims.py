@@ -59,6 +59,11 @@ def below(said: str) -> str:
     return {"lower": YES, "higher": NO}.get(said, OPEN)
 
 
+def above(said: str) -> str:
+    """Of a difference that is claimed to be above zero."""
+    return {"higher": YES, "lower": NO}.get(said, OPEN)
+
+
 def of_all(verdicts: Iterable[str]) -> str:
     """Of several settings together."""
     found = set(verdicts)
@@ -147,8 +152,7 @@ def ablated(variant: str, named: str) -> Here:
     def here(read: Read) -> tuple[str, str]:
         one = read["ablations"]["variants"][variant]
         row = one["steps"][max(one["steps"], key=int)]["distance"]["to_base"]
-        said = {"higher": YES, "lower": NO}.get(row["said"], OPEN)
-        return f"{named} {signed(row['gap'], row['half_width'])}", said
+        return f"{named} {signed(row['gap'], row['half_width'])}", above(row["said"])
 
     return here
 
@@ -157,8 +161,7 @@ def prior(read: Read) -> tuple[str, str]:
     """Part A's Switch-DiT is better than the one without the loss: less it, that one is above zero."""
     marks = read["attempts"]["attempts"]["no prior"]["marks"]
     row = marks[max(marks, key=int)]["to_part_a"]["switch_dit"]
-    said = {"higher": YES, "lower": NO}.get(row["said"], OPEN)
-    return f"without less with {signed(row['gap'], row['half_width'])} (× {over(row['ratio'])})", said
+    return f"without less with {signed(row['gap'], row['half_width'])} (× {over(row['ratio'])})", above(row["said"])
 
 
 def attempted(key: str, pair: str = "switch_dit to dit") -> Here:

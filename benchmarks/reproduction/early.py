@@ -101,6 +101,7 @@ def members(field: Field, runs: Path) -> dict[str, Member]:
 def further(field: Field) -> dict[str, tuple[Recipe, Callable[[Recipe, Path, Path], Result]]]:
     """How the large member is trained on: what makes it a run of a recipe, from the run that it was."""
     base = switch.recipe(field, "dit", 0)
+    # its name is of when it was part F's, and part of what its results are known by
     cooled = replace(base.train, steps=1000, learning_rate=3e-4, seed=TUNING_SEED)
     return {
         "cooled": (replace(base, name="attempts-cooled-dit-0", train=cooled), tuned),

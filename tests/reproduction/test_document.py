@@ -316,6 +316,7 @@ def test_claims_are_judged_by_rule():
     assert claims.at_no_loss(a_loss(0.1, 0.3, 6.0)) == claims.OPEN  # at most 0.4, and 0.3 is nothing
     assert claims.at_no_loss(a_loss(1.0, 0.3, 10.0)) == claims.NO
     assert claims.at_no_loss(a_loss(-1.0, 0.3, 10.0)) == claims.YES
+    assert [claims.above(said) for said in ("lower", "higher", "no difference")] == [claims.NO, claims.YES, claims.OPEN]
     assert [claims.below(said) for said in ("lower", "higher", "no difference")] == [claims.YES, claims.NO, claims.OPEN]
 
 
